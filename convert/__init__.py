@@ -1,0 +1,95 @@
+"""From a model folder in the official layout to parameter trees. PyTorch is not needed.
+
+Each component has one file here with three functions: `tensors(folder, settings)` finds its tensors on disk,
+`config(base, tensors, extra)` completes its configuration from their shapes, `table(cfg)` says where each tensor goes.
+"""
+
+import dataclasses
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from indextts_jax import checkpoint, models
+from indextts_jax.config import Config, from_yaml, read_yaml
+from indextts_jax.convert.table import Report, fill
+from indextts_jax.convert.tensors import CheckpointError
+
+__all__ = ["CheckpointError", "Report", "convert", "read", "read_config"]
+
+def _converter(component: str) -> Any:
+    return importlib.import_module(f"indextts_jax.convert.{component}")
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a model folder: config.yaml, completed from the tensors' shapes."""
+    settings = read_yaml(folder / "config.yaml")
+    cfg = from_yaml(settings)
+    return dataclasses.replace(
+        cfg, **{name: _component_config(name, cfg, folder, settings) for name in models.COMPONENTS}
+    )
+
+
+def _component_config(component: str, cfg: Config, folder: Path, settings: dict) -> Any:
+    converter = _converter(component)
+    tensors = converter.tensors(folder, settings)
+    try:
+        return converter.config(getattr(cfg, component), tensors, extra(component, folder))
+    except KeyError as error:
+        raise CheckpointError(f"{component}: tensor {error} is missing in {folder}; download the file again") from None
+
+
+def extra(component: str, folder: Path) -> dict[str, Any]:
+    """The component's own config.json in a model folder; empty for those that have none."""
+    places = {"w2vbert": "hf_cache/w2v-bert-2.0/config.json", "bigvgan": "hf_cache/bigvgan/config.json"}
+    if component not in places:
+        return {}
+    path = folder / places[component]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it belongs to the {component} component")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file: {error}") from None
+
+
+def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Report]:
+    """The float32 parameter tree (numpy) of one component of a model folder, and what became of its tensors.
+
+    Raises FileNotFoundError and CheckpointError, naming the file and the tensor; see `table.fill`.
+    """
+    settings = read_yaml(folder / "config.yaml")
+    cfg = _component_config(component, from_yaml(settings), folder, settings)
+    converter = _converter(component)
+    tensors = converter.tensors(folder, settings)
+    return fill(component, converter.table(cfg), tensors, models.shapes(component, cfg), strict)
+
+
+def convert(
+    folder: Path, out: Path, strict: bool = False, progress: Callable[[Report], None] = lambda report: None
+) -> list[Report]:
+    """Convert a model folder in the official layout into `out`, which must not exist; -> a report per component.
+
+    One component at a time, so that the peak memory is that of the largest; `out` appears only when all is written.
+    Raises FileNotFoundError, CheckpointError, ConfigError, ModelError and OSError, and leaves nothing behind.
+    """
+    settings = read_yaml(folder / "config.yaml")
+    cfg = read_config(folder)
+    vocabulary = folder / settings["dataset"]["bpe_model"]
+    if not vocabulary.is_file():
+        raise FileNotFoundError(f"{vocabulary}: no such file; it holds the text vocabulary")
+    reports = []
+    with checkpoint.whole(out) as partial:
+        shutil.copyfile(vocabulary, partial / "bpe.model")
+        if (folder / "glossary.yaml").is_file():
+            shutil.copyfile(folder / "glossary.yaml", partial / "glossary.yaml")
+        for component in models.COMPONENTS:
+            tree, report = read(component, folder, strict)
+            checkpoint.save(partial, component, tree)
+            del tree
+            reports.append(report)
+            progress(report)
+        checkpoint.save_description(partial, cfg, source=folder.name)
+    return reports

@@ -1,0 +1,268 @@
+"""The language of the conversion tables, and the contract that every table is held to.
+
+A table is a list of rows `Row(their module, our module, kind)`. A kind turns the tensors of one module of theirs into
+the leaves of one module of ours; `{i}` and `{j}` in a row run over our layers. A row may name several of their modules,
+which its kind receives together. The contract: each of their tensors is used exactly once or listed as unused, each of
+our leaves is filled exactly once, and every shape is the one that `init` would make.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from indextts_jax.convert.tensors import CheckpointError, Tensors
+
+log = logging.getLogger(__name__)
+Leaves = dict[str, np.ndarray]
+
+
+class Module:
+    """The tensors directly under one module of theirs; remembers which were read."""
+
+    def __init__(self, name: str, tensors: Tensors, used: dict[str, str], row: str):
+        self.name, self._tensors, self._used, self._row = name, tensors, used, row
+
+    def _full(self, name: str) -> str:
+        return f"{self.name}.{name}" if self.name else name
+
+    def __contains__(self, name: str) -> bool:
+        return self._full(name) in self._tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        full = self._full(name)
+        if full not in self._tensors:
+            raise CheckpointError(f"tensor {full} is missing (needed by {self._row})")
+        if self._used.setdefault(full, self._row) != self._row:
+            raise CheckpointError(f"tensor {full} is used twice, by {self._used[full]} and by {self._row}")
+        return self._tensors[full].read()
+
+    def replaced(self, name: str, value: np.ndarray) -> "Module":
+        """This module, with one tensor put in place of whatever is on disk under that name."""
+        other = _Replaced(self.name, self._tensors, self._used, self._row)
+        other.extra = {**getattr(self, "extra", {}), name: value}
+        return other
+
+
+class _Replaced(Module):
+    extra: Leaves
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.extra or super().__contains__(name)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.extra[name] if name in self.extra else super().__getitem__(name)
+
+
+Kind = Callable[..., Leaves]
+
+
+class Row(NamedTuple):
+    """One module: theirs (or several of theirs), ours ("a/b/c"), and how."""
+
+    theirs: str | tuple[str, ...]
+    ours: str
+    kind: Kind
+
+
+class Table(NamedTuple):
+    """The rows of a component, and the patterns of the tensors that it does not use ("*" any, "{17+}" 17 and up)."""
+
+    rows: Sequence[Row]
+    unused: Sequence[str] = ()
+
+
+# ---- kinds ----------------------------------------------------------------------------------------------------------
+
+
+def _bias(m: Module) -> Leaves:
+    return {"bias": m["bias"]} if "bias" in m else {}
+
+
+def dense(m: Module) -> Leaves:
+    """torch Linear [out, in] -> kernel [in, out]."""
+    return {"kernel": m["weight"].T, **_bias(m)}
+
+
+def dense_in_out(m: Module) -> Leaves:
+    """GPT-2's Conv1D, which already stores [in, out]."""
+    return {"kernel": m["weight"], **_bias(m)}
+
+
+def pointwise(m: Module) -> Leaves:
+    """A convolution of kernel size 1 [out, in, 1, ...] -> dense kernel [in, out]."""
+    weight = m["weight"]
+    return {"kernel": weight.reshape(weight.shape[:2]).T, **_bias(m)}
+
+
+def convolution(m: Module) -> Leaves:
+    """torch ConvNd [out, in/groups, *kernel] -> kernel [*kernel, in/groups, out]."""
+    return {"kernel": np.moveaxis(m["weight"], (0, 1), (-1, -2)), **_bias(m)}
+
+
+def embedding(m: Module) -> Leaves:
+    return {"embedding": m["weight"]}
+
+
+def layer_norm(m: Module) -> Leaves:
+    return {"scale": m["weight"], "bias": m["bias"]}
+
+
+def rms_norm(m: Module) -> Leaves:
+    return {"scale": m["weight"]}
+
+
+def parameters(**names: str) -> Kind:
+    """Bare tensors of a module: parameters(ours="theirs", ...)."""
+    return lambda m: {ours: m[theirs] for ours, theirs in names.items()}
+
+
+def beside(kind: Kind, axis: int = -1) -> Kind:
+    """Several modules of theirs side by side in one of ours: q, k and v in one product."""
+
+    def joined(*modules: Module) -> Leaves:
+        parts = [kind(m) for m in modules]
+        return {name: np.concatenate([part[name] for part in parts], axis) for name in parts[0]}
+
+    return joined
+
+
+def stacked(kind: Kind) -> Kind:
+    """Several modules of theirs along a new first axis of one of ours."""
+
+    def joined(*modules: Module) -> Leaves:
+        parts = [kind(m) for m in modules]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    return joined
+
+
+def weight_norm(kind: Kind) -> Kind:
+    """Fold weight_g * weight_v / ‖weight_v‖ (norm over all axes but the first), in float64."""
+
+    def folded(m: Module) -> Leaves:
+        v = m["weight_v"].astype(np.float64)
+        g = m["weight_g"].astype(np.float64)
+        norm = np.sqrt(np.square(v).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
+        return kind(m.replaced("weight", (v * (g / norm)).astype(np.float32)))
+
+    return folded
+
+
+def _scale_and_shift(m: Module, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    mean, variance = m["running_mean"].astype(np.float64), m["running_var"].astype(np.float64)
+    scale = 1.0 / np.sqrt(variance + epsilon)
+    if "weight" in m:
+        scale = scale * m["weight"]
+    shift = -mean * scale
+    return scale, shift + m["bias"] if "bias" in m else shift
+
+
+def batch_norm(m: Module, epsilon: float = 1e-5) -> Leaves:
+    """A batch norm of fixed statistics as scale and shift, computed in float64."""
+    scale, shift = _scale_and_shift(m, epsilon)
+    return {"scale": scale, "bias": shift}
+
+
+def batch_norm_after(kind: Kind, epsilon: float = 1e-5) -> Kind:
+    """A layer and the batch norm that follows it, as one layer: rows with (layer, norm)."""
+
+    def folded(layer: Module, norm: Module) -> Leaves:
+        scale, shift = _scale_and_shift(norm, epsilon)
+        leaves = kind(layer)  # output channels last
+        bias = leaves.get("bias", np.zeros(()))
+        return {"kernel": leaves["kernel"] * scale, "bias": bias * scale + shift}
+
+    return folded
+
+
+# ---- the contract ---------------------------------------------------------------------------------------------------
+
+
+def _matching(pattern: str, modules: set[str]) -> Iterator[dict[str, str]]:
+    """The values of the placeholders with which `pattern` names one of our modules."""
+    if "{" not in pattern:
+        yield {}
+        return
+    expression = re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
+    found = [match.groupdict() for match in map(expression.fullmatch, modules) if match]
+    yield from sorted(found, key=lambda values: [int(v) for v in values.values()])
+
+
+def _is_unused(name: str, patterns: Sequence[str]) -> bool:
+    for pattern in patterns:
+        least = [int(n) for n in re.findall(r"\{(\d+)\+\}", pattern)]
+        expression = re.sub(r"\\{\d+\\\+\\}", r"(\\d+)", re.escape(pattern).replace(r"\*", ".*"))
+        match = re.fullmatch(expression, name)
+        if match and all(int(n) >= k for n, k in zip(match.groups(), least, strict=True)):
+            return True
+    return False
+
+
+class Report(NamedTuple):
+    """What became of a component's tensors."""
+
+    component: str
+    tensors: int  # used
+    parameters: int  # of ours
+    unused: list[str]  # known and not needed
+    unknown: list[str]
+
+
+def fill(
+    component: str, table: Table, tensors: Tensors, like: Any, strict: bool = False, dry: bool = False
+) -> tuple[dict, Report]:
+    """The parameter tree that `table` makes of `tensors`, held to the contract.
+
+    `like`: the tree of shapes to fill (`jax.eval_shape` of the component's init). Floating tensors become `like`'s
+    dtype. With `dry`, shapes are checked and the values dropped. Raises CheckpointError for a missing, misshapen or
+    doubly used tensor, an unfilled leaf, and (with `strict`) an unknown tensor; otherwise unknown ones are warned of.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(like)
+    expected: Mapping[str, Any] = {"/".join(str(key.key) for key in path): leaf for path, leaf in flat}
+    modules = {"/".join(path.split("/")[:n]) for path in expected for n in range(path.count("/") + 1)}
+    used: dict[str, str] = {}
+    filled: dict[str, str] = {}
+    tree: dict = {}
+
+    for row in table.rows:
+        names = (row.theirs,) if isinstance(row.theirs, str) else row.theirs
+        for values in _matching(row.ours, modules):
+            ours = row.ours.format(**values)
+            theirs = [name.format(**values) for name in names]
+            label = f"{' + '.join(theirs)} -> {ours}"
+            leaves = row.kind(*(Module(name, tensors, used, label) for name in theirs))
+            for leaf, value in leaves.items():
+                path = f"{ours}/{leaf}" if ours else leaf
+                if path not in expected:
+                    raise CheckpointError(f"{component}: {label} gives {leaf}, for which our module has no place")
+                if path in filled:
+                    raise CheckpointError(f"{component}: {path} is filled twice, by {filled[path]} and by {label}")
+                if value.shape != expected[path].shape:
+                    raise CheckpointError(
+                        f"{component}: {label}: {leaf} has shape {value.shape}, expected {expected[path].shape}; "
+                        "the checkpoint and its configuration do not belong together"
+                    )
+                filled[path] = label
+                if not dry:
+                    node = tree
+                    *parents, last = path.split("/")
+                    for parent in parents:
+                        node = node.setdefault(parent, {})
+                    node[last] = np.ascontiguousarray(value, dtype=expected[path].dtype)
+
+    if left := sorted(expected.keys() - filled.keys()):
+        raise CheckpointError(f"{component}: no row of its table fills {', '.join(left[:5])} ({len(left)} in all)")
+    rest = sorted(tensors.keys() - used.keys())
+    unused = [name for name in rest if _is_unused(name, table.unused)]
+    unknown = sorted(set(rest) - set(unused))
+    if unknown:
+        text = f"{component}: {len(unknown)} unknown tensors: {', '.join(unknown[:10])}"
+        if strict:
+            raise CheckpointError(f"{text}; without --strict they would be left out")
+        log.warning("%s; left out", text)
+    size = sum(int(np.prod(leaf.shape)) for leaf in expected.values())
+    return tree, Report(component, len(used), size, unused, unknown)

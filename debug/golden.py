@@ -1,0 +1,51 @@
+"""Golden tensors and the one table of tolerances, shared by the tests and the validator."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
+
+# Relative means ‖a − b‖ / ‖b‖ over the whole tensor; absolute means the largest |a − b|.
+TOLERANCE = {
+    "block": 1e-5,  # relative: one block of a network, fed the reference's input
+    "component": 1e-4,  # relative: a whole network
+    "front end": 1e-4,  # absolute: filterbank features and log-mel
+    # The reference computes CAMPPlus's features and the log-mel in float32, and so is itself up to 5e-4 off where a band
+    # is 1e7 times weaker than the loudest (0.2 % of all values by more than 1e-4); ours is within 1e-4 of float64 there.
+    "front end rounding": 1e-3,  # absolute
+    "mel": 1e-3,  # absolute: after all Euler steps
+    "waveform": 1e-4,  # relative: the vocoder on the golden mel
+    "samples": 4,  # of 32768: end to end
+    "scores": 1e-3,  # absolute: processed logits
+    "gradient": 1e-2,  # relative: against finite differences
+}
+
+
+@lru_cache(maxsize=4)
+def golden(name: str) -> dict[str, np.ndarray]:
+    """The golden tensors of one utterance by name, e.g. golden("en_greedy")["ref_mel"].
+
+    Read from tests/fixtures/golden (a small choice of arrays), or from the folder in INDEXTTS_GOLDEN.
+    """
+    folder = Path(os.environ.get("INDEXTTS_GOLDEN", FIXTURES / "golden"))
+    with np.load(folder / f"{name}.npz") as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def relative(a: object, b: object) -> float:
+    """‖a − b‖ / ‖b‖ in float64; infinite where shapes differ or `a` is not finite."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if x.shape != y.shape or not np.isfinite(x).all():
+        return float("inf")
+    return float(np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30))
+
+
+def absolute(a: object, b: object) -> float:
+    """The largest |a − b|; infinite where shapes differ or `a` is not finite."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if x.shape != y.shape or not np.isfinite(x).all():
+        return float("inf")
+    return float(np.abs(x - y).max(initial=0.0))

@@ -1,0 +1,20 @@
+"""The ladders: every length that a compiled program depends on is rounded up to one of these.
+
+A rung costs a compilation and a step up costs padding, so rungs stand about a third apart. Past its top, a ladder goes
+on in steps of its last gap: long inputs still run, each in a program of its own.
+"""
+
+TEXT = (16, 32, 48, 64, 96, 128)  # text ids of a segment
+CODES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)  # 50 per second
+FRAMES = tuple(int(1.72 * codes) + 1 for codes in CODES)  # mel frames of a target; int(1.72 * codes) fits its codes' rung
+CACHE = (256, 512, 1024, 1664)  # slots of the key-value cache: paid for at every step
+SECONDS = (4, 8, 15)  # of a voice recording
+
+
+def bucket(length: int, ladder: tuple[int, ...]) -> int:
+    """The smallest rung that holds `length`."""
+    for rung in ladder:
+        if length <= rung:
+            return rung
+    gap = ladder[-1] - ladder[-2]
+    return ladder[-1] + -(-(length - ladder[-1]) // gap) * gap

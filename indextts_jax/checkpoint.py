@@ -1,0 +1,133 @@
+"""The converted model on disk: one uncompressed Orbax checkpoint per component, with configuration and tokenizer.
+
+    model/
+      model.json        format version and configuration
+      bpe.model         SentencePiece vocabulary; glossary.yaml beside it where the model has one
+      w2vbert/ ...      one Orbax checkpoint per component
+
+A folder is written under a temporary name and renamed into place: it is whole or it is not there.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from indextts_jax import config, models
+from indextts_jax.config import Config
+from indextts_jax.text import TextFrontEnd
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_CONCURRENT_GB = 1  # Orbax reads ahead by this much; more raises the peak memory and is no faster
+
+
+class ModelError(ValueError):
+    """A converted folder that cannot be used; the message names it and says what to do."""
+
+
+class Model(NamedTuple):
+    """A loaded system: what every call of the pipeline needs."""
+
+    params: dict[str, Any]  # component -> parameter tree
+    cfg: Config
+    text: TextFrontEnd
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` when the block ends, and is removed when it fails."""
+    if target.exists():
+        raise ModelError(f"{target}: exists already; remove it or choose another folder")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such folder, so {target.name} cannot be written there")
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        os.rename(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save(folder: Path, component: str, tree: Any) -> None:
+    """Write one component's parameters, numpy or JAX arrays, into an open folder."""
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=_CONCURRENT_GB)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
+
+
+def save_description(folder: Path, cfg: Config, source: str) -> None:
+    """Write model.json: the format version, the configuration, and where the weights came from."""
+    description = {"format": FORMAT, "source": source, "config": config.to_dict(cfg)}
+    (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> tuple[Config, str]:
+    """The configuration and source of a converted folder. Raises FileNotFoundError or ModelError."""
+    path = folder / "model.json"
+    if not path.is_file():
+        hint = "this is an unconverted model: run `indextts-jax convert` on it" if (folder / "config.yaml").is_file() else (
+            "a converted model holds it: run `indextts-jax convert MODEL_DIR OUT`"
+        )  # fmt: skip
+        raise FileNotFoundError(f"{path}: no such file; {hint}")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        found = description["format"]
+        if found == FORMAT:
+            return config.from_dict(Config, description["config"]), str(description["source"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); convert the model again") from None
+    raise ModelError(f"{path}: format {found}, but this version reads format {FORMAT}; convert the model again")
+
+
+def restore(folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Sharding | None = None) -> Any:
+    """The parameters of one component as JAX arrays of `dtype`, read straight to their devices.
+
+    cfg: the component's. Raises FileNotFoundError when it is missing and ModelError when it cannot be read.
+    """
+    path = folder.absolute() / component
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder, the {component} component is missing; convert the model again")
+    place = sharding or SingleDeviceSharding(jax.devices()[0])
+    like = models.shapes(component, cfg)
+    arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments))
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: damaged or of another configuration ({reason}); convert the model again") from error
+    wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, like)
+    if any(jax.tree.leaves(wrong)):
+        raise ModelError(f"{path}: shapes differ from model.json; convert the model again")
+    return tree
+
+
+def load(
+    folder: str | Path,
+    dtype: Any = jnp.float32,
+    components: Sequence[str] = models.COMPONENTS,
+    sharding: Sharding | None = None,
+) -> Model:
+    """Load a converted model, component by component, onto the first device or where `sharding` says.
+
+    dtype: of weights and computation, float32 or bfloat16. Raises FileNotFoundError and ModelError.
+    """
+    folder = Path(folder)
+    cfg, _ = read_description(folder)
+    params = {name: restore(folder, name, getattr(cfg, name), jnp.dtype(dtype), sharding) for name in components}
+    glossary = folder / "glossary.yaml"
+    return Model(params, cfg, TextFrontEnd.load(folder / "bpe.model", glossary if glossary.is_file() else None))

@@ -1,0 +1,197 @@
+"""Semantic features -> what the GPT hears of a voice: speaker latents, and one emotion vector.
+
+Dimensions: B batch, T frames, D width, N heads, H head width, L latents.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from indextts_jax.models.layers import LayerNorm, RMSNorm, attend, pad_edges, valid
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A Conformer followed by a Perceiver resampler."""
+
+    width: int
+    heads: int
+    units: int  # of the Conformer's feed-forward
+    layers: int
+    latents: int
+    latent_width: int  # of the Perceiver, which it puts out
+    perceiver_units: int  # half the width of the gated feed-forward
+    kernel: int = 15
+    perceiver_layers: int = 2
+    perceiver_head: int = 64
+
+
+@dataclass(frozen=True)
+class ConditionerConfig:
+    semantic: int = 1024
+    width: int = 1280  # of the GPT
+    speaker: EncoderConfig = EncoderConfig(512, 8, 2048, 6, 32, 1280, 1706)
+    emotion: EncoderConfig = EncoderConfig(512, 4, 1024, 4, 1, 1024, 1365)
+
+
+class Subsample(nn.Module):
+    """A 3x3 convolution of stride 2 over time and features, flattened: [B, T, F] -> [B, (T - 1) // 2, D]."""
+
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.relu(nn.Conv(self.cfg.width, (3, 3), 2, padding="VALID", name="conv")(x[..., None]))  # [B, T', F', D]
+        return nn.Dense(self.cfg.width, name="out")(x.reshape(*x.shape[:2], -1))
+
+
+class Attention(nn.Module):
+    """Self-attention with sinusoidal key positions, without the relative shift of arXiv:1901.02860."""
+
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> Array:
+        B, T, D = x.shape
+        N, H = self.cfg.heads, D // self.cfg.heads
+        q, k, v = jnp.split(nn.Dense(3 * D, name="qkv")(x).reshape(B, T, 3 * N, H), 3, axis=2)
+        position = nn.Dense(D, use_bias=False, name="position")(jnp.asarray(_sinusoids(T, D), x.dtype))
+        content_bias = self.param("content_bias", nn.initializers.normal(), (N, H))
+        position_bias = self.param("position_bias", nn.initializers.normal(), (N, H))
+        bias = jnp.einsum("bqnh,knh->bnqk", q + position_bias[None, None], position.reshape(T, N, H))
+        y = attend(q + content_bias[None, None], k, v, mask, bias)
+        return nn.Dense(D, name="out")(y.reshape(B, T, D))
+
+
+class Convolution(nn.Module):
+    """Gated pointwise, depthwise with zeros at the row's ends, norm, swish, pointwise."""
+
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> Array:
+        D, K = x.shape[-1], self.cfg.kernel
+        x = nn.glu(nn.Dense(2 * D, name="gated")(x))
+        x = pad_edges(x, lengths, K // 2, K // 2, "zeros")
+        x = nn.Conv(D, K, padding="VALID", feature_group_count=D, name="depthwise")(x)
+        return nn.Dense(D, name="out")(nn.silu(LayerNorm(name="norm")(x)))
+
+
+class Block(nn.Module):
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array, mask: Array) -> Array:
+        x = x + Attention(self.cfg, name="attention")(LayerNorm(name="attention_norm")(x), mask)
+        x = x + Convolution(self.cfg, name="convolution")(LayerNorm(name="convolution_norm")(x), lengths)
+        y = nn.silu(nn.Dense(self.cfg.units, name="up")(LayerNorm(name="feed_forward_norm")(x)))
+        return LayerNorm(name="norm")(x + nn.Dense(self.cfg.width, name="down")(y))
+
+
+class Conformer(nn.Module):
+    """[B, T, S] and lengths [B] -> [B, (T - 1) // 2, D] and lengths (arXiv:2005.08100, one feed-forward per block)."""
+
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> tuple[Array, Array]:
+        x = Subsample(self.cfg, name="subsample")(x) * self.cfg.width**0.5
+        lengths = (lengths - 1) // 2
+        mask = valid(lengths, x.shape[1])[:, None, None, :]  # [B, N, Q, K]
+        for i in range(self.cfg.layers):
+            x = Block(self.cfg, name=f"layer_{i}")(x, lengths, mask)
+        return LayerNorm(name="norm")(x), lengths
+
+
+class CrossAttention(nn.Module):
+    """Latents attend to themselves and the context."""
+
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, latents: Array, context: Array, mask: Array) -> Array:
+        N, H = self.cfg.heads, self.cfg.perceiver_head
+        both = jnp.concatenate([latents, context], axis=1)
+        q = nn.Dense(N * H, use_bias=False, name="q")(latents)
+        k, v = jnp.split(nn.Dense(2 * N * H, use_bias=False, name="kv")(both), 2, axis=-1)
+        q, k, v = (a.reshape(*a.shape[:2], N, H) for a in (q, k, v))
+        y = attend(q, k, v, mask)
+        return nn.Dense(latents.shape[-1], use_bias=False, name="out")(y.reshape(*y.shape[:2], N * H))
+
+
+class Perceiver(nn.Module):
+    """[B, T, D] and lengths [B] -> [B, L, latent width] (arXiv:2204.14198)."""
+
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, context: Array, lengths: Array) -> Array:
+        L, D = self.cfg.latents, self.cfg.latent_width
+        latents = self.param("latents", nn.initializers.normal(0.02), (L, D))
+        context = nn.Dense(D, name="context")(context)
+        seen = valid(lengths, context.shape[1])
+        mask = jnp.pad(seen, ((0, 0), (L, 0)), constant_values=True)[:, None, None, :]
+        x = jnp.broadcast_to(latents, (context.shape[0], L, D))
+        for i in range(self.cfg.perceiver_layers):
+            x = x + CrossAttention(self.cfg, name=f"attention_{i}")(x, context, mask)
+            y, gate = jnp.split(nn.Dense(2 * self.cfg.perceiver_units, name=f"up_{i}")(x), 2, axis=-1)
+            x = x + nn.Dense(D, name=f"down_{i}")(y * nn.gelu(gate, approximate=False))
+        # The mean of squares with no epsilon is the l2 norm times sqrt(D).
+        return RMSNorm(epsilon=0.0, name="norm")(x)
+
+
+class Encoder(nn.Module):
+    cfg: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> Array:
+        return Perceiver(self.cfg, name="perceiver")(*Conformer(self.cfg, name="conformer")(x, lengths))
+
+
+class EmotionEncoder(nn.Module):
+    cfg: ConditionerConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> Array:
+        x = Encoder(self.cfg.emotion, name="encoder")(x, lengths)[:, 0]
+        return nn.Dense(self.cfg.width, name="merge")(nn.Dense(self.cfg.width, name="project")(x))
+
+
+def _sinusoids(frames: int, width: int) -> np.ndarray:
+    """Sines and cosines interleaved, [T, D] float32, of angles rounded to float32 as the reference rounds them."""
+    rates = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-np.log(10000.0) / width))
+    angles = np.arange(frames, dtype=np.float32)[:, None] * rates
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(frames, -1)[:, :width]
+
+
+def init(cfg: ConditionerConfig, key: Array) -> dict:
+    """Random float32 parameters: {"speaker": ..., "emotion": ...}."""
+    x, lengths = jnp.zeros((1, 7, cfg.semantic)), jnp.array([7])
+    speaker, emotion = jax.random.split(key)
+    return {
+        "speaker": Encoder(cfg.speaker).init(speaker, x, lengths)["params"],
+        "emotion": EmotionEncoder(cfg).init(emotion, x, lengths)["params"],
+    }
+
+
+@partial(jax.jit, static_argnames="cfg")
+def speaker_latents(params: dict, cfg: ConditionerConfig, features: Array, lengths: Array) -> Array:
+    """What the GPT hears of a speaker: features [B, T, S] (normalised w2v-BERT, 50 Hz), lengths [B] -> [B, L, D].
+
+    At least 3 frames per row. Reference: indextts/gpt/model_v2.py, get_conditioning.
+    """
+    return Encoder(cfg.speaker).apply({"params": params["speaker"]}, features, lengths)  # type: ignore[return-value]
+
+
+@partial(jax.jit, static_argnames="cfg")
+def emotion_vector(params: dict, cfg: ConditionerConfig, features: Array, lengths: Array) -> Array:
+    """The emotion of a recording: features [B, T, S], lengths [B] -> [B, D].
+
+    At least 3 frames per row. Reference: indextts/gpt/model_v2.py, get_emovec.
+    """
+    return EmotionEncoder(cfg).apply({"params": params["emotion"]}, features, lengths)  # type: ignore[return-value]

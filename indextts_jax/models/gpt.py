@@ -1,0 +1,196 @@
+"""GPT-2 decoder: an embedded prefix -> codes, one code per scan step; codes -> latents in one pass.
+
+The prefix of a row is [speaker latents + emotion vector, two speed embeddings, start, text, stop, start code]. Rows are
+padded at the end and carry their lengths; positions are learned and counted per part, so padding changes nothing.
+
+Dimensions: B batch, T positions, P prefix positions, C codes, D width, N heads, H head width, S cache slots, V code
+vocabulary.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from indextts_jax.models.layers import LayerNorm, attend, valid
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    width: int = 1280
+    layers: int = 24
+    heads: int = 20
+    texts: int = 12001
+    text_positions: int = 602
+    codes: int = 8194
+    code_positions: int = 1818
+    start_text: int = 0
+    stop_text: int = 1
+    start_code: int = 8192
+    stop_code: int = 8193
+
+    @property
+    def most_texts(self) -> int:
+        """The most text ids that have positions, start and stop apart."""
+        return self.text_positions - 2
+
+    @property
+    def most_codes(self) -> int:
+        """The most codes that have positions; decoding skips one, and the reference keeps two for start and stop."""
+        return self.code_positions - 3
+
+
+class LayerCache(NamedTuple):
+    k: Array  # [B, S, N, H]
+    v: Array  # [B, S, N, H]
+
+
+class Prefix(NamedTuple):
+    embeddings: Array  # [B, P, D], padded at the end
+    lengths: Array  # [B]
+
+
+class Block(nn.Module):
+    """x [B, T, D] -> the same and its keys and values. With a cache, T is 1 and `slots` [B] says where to write."""
+
+    cfg: GPTConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array, cache: LayerCache | None, slots: Array | None
+    ) -> tuple[Array, LayerCache]:
+        B, T, D = x.shape
+        N = self.cfg.heads
+        qkv = nn.Dense(3 * D, name="qkv")(LayerNorm(name="attention_norm")(x))
+        q, k, v = jnp.split(qkv.reshape(B, T, 3 * N, D // N), 3, axis=2)
+        if cache is not None:
+            rows = jnp.arange(B)
+            k, v = (old.at[rows, slots].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True))
+        y = attend(q, k, v, mask).reshape(B, T, D)
+        x = x + nn.Dense(D, name="out")(y)
+        y = nn.Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
+        x = x + nn.Dense(D, name="down")(nn.gelu(y, approximate=True))
+        return x, LayerCache(k, v)
+
+
+class Decoder(nn.Module):
+    """All blocks and the two norms that follow them. mask: bool, broadcasts against [B, N, T, keys]."""
+
+    cfg: GPTConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array, caches: tuple[LayerCache, ...] | None = None, slots: Array | None = None
+    ) -> tuple[Array, tuple[LayerCache, ...]]:
+        new = []
+        for i in range(self.cfg.layers):
+            x, cache = Block(self.cfg, name=f"layer_{i}")(x, mask, caches[i] if caches else None, slots)
+            new.append(cache)
+        return LayerNorm(name="final_norm")(LayerNorm(name="norm")(x)), tuple(new)
+
+
+def init(cfg: GPTConfig, key: Array) -> dict:
+    """Random float32 parameters: embeddings, "decoder" and "head"."""
+    keys = iter(jax.random.split(key, 7))
+
+    def table(rows: int) -> dict:
+        return {"embedding": 0.02 * jax.random.normal(next(keys), (rows, cfg.width))}
+
+    mask = jnp.ones((1, 1, 1, 1), bool)
+    return {
+        "text": table(cfg.texts),
+        "text_position": table(cfg.text_positions),
+        "code": table(cfg.codes),
+        "code_position": table(cfg.code_positions),
+        "speed": table(2),
+        "decoder": Decoder(cfg).init(next(keys), jnp.zeros((1, 1, cfg.width)), mask)["params"],
+        "head": nn.Dense(cfg.codes).init(next(keys), jnp.zeros((1, cfg.width)))["params"],
+    }
+
+
+def _embed(params: dict, part: str, ids: Array, positions: Array) -> Array:
+    return params[part]["embedding"][ids] + params[f"{part}_position"]["embedding"][positions]
+
+
+def logits(params: dict, hidden: Array) -> Array:
+    """The scores of the next code, [..., D] -> [..., V] float32."""
+    head = params["head"]
+    scores = jnp.einsum("...d,dv->...v", hidden, head["kernel"]).astype(jnp.float32)
+    return scores + head["bias"].astype(jnp.float32).reshape((1,) * (scores.ndim - 1) + (-1,))
+
+
+@partial(jax.jit, static_argnames="cfg")
+def prefix(params: dict, cfg: GPTConfig, latents: Array, emotion: Array, texts: Array, lengths: Array) -> Prefix:
+    """Embed what is known before the first code.
+
+    latents [B, L, D] of the speaker, emotion [B, D], texts [B, X] int32 ids, lengths [B] -> Prefix with
+    P = L + 2 + X + 3. Reference: indextts/gpt/model_v2.py, inference_speech and prepare_gpt_inputs.
+    """
+    B, X = texts.shape
+    place = jnp.arange(X + 3)[None, :]
+    # start, text, stop, start code: at 0, 1 .. n, n + 1 and n + 2 of every row
+    end = lengths[:, None] + 1
+    ids = jnp.where(place < end, jnp.pad(texts, ((0, 0), (1, 2)), constant_values=cfg.start_text), cfg.stop_text)
+    words = _embed(params, "text", ids, jnp.broadcast_to(jnp.minimum(place, cfg.text_positions - 1), ids.shape))
+    start = _embed(params, "code", jnp.array(cfg.start_code), jnp.array(0))
+    words = jnp.where((place == end + 1)[:, :, None], start[None, None], words)
+    dtype = words.dtype
+    speed = jnp.broadcast_to(params["speed"]["embedding"][::-1], (B, 2, cfg.width))
+    speaker = latents.astype(dtype) + emotion.astype(dtype)[:, None]
+    return Prefix(jnp.concatenate([speaker, speed, words], axis=1), lengths + latents.shape[1] + 2 + 3)
+
+
+@partial(jax.jit, static_argnames=("cfg", "capacity"))
+def prefill(params: dict, cfg: GPTConfig, prefix: Prefix, capacity: int) -> tuple[Array, tuple[LayerCache, ...]]:
+    """One pass over the prefix: -> (logits of the first code [B, V] float32, caches with `capacity` slots).
+
+    Slots past a row's prefix hold what its padding gave; `step` overwrites them before they are seen.
+    """
+    x, lengths = prefix
+    P = x.shape[1]
+    hidden, caches = Decoder(cfg).apply({"params": params["decoder"]}, x, _causal(P)[None, None])
+    room = ((0, 0), (0, capacity - P), (0, 0), (0, 0))
+    caches = jax.tree.map(lambda a: jnp.pad(a, room), caches)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return logits(params, last), caches
+
+
+@partial(jax.jit, static_argnames="cfg")
+def step(
+    params: dict, cfg: GPTConfig, caches: tuple[LayerCache, ...], codes: Array, slots: Array, positions: Array
+) -> tuple[Array, tuple[LayerCache, ...]]:
+    """Feed one code per row: codes, slots, positions [B] -> (logits of the next code [B, V] float32, caches).
+
+    `slots`: where the row's keys and values go; it sees the slots up to there. `positions`: of the code embedding.
+    While generating, the n-th code (from 0) goes to slot prefix length + n and position n + 2: position 1 is skipped.
+    """
+    x = _embed(params, "code", codes, positions)[:, None]
+    mask = valid(slots + 1, caches[0].k.shape[1])[:, None, None, :]
+    hidden, caches = Decoder(cfg).apply({"params": params["decoder"]}, x, mask, caches, slots)
+    return logits(params, hidden[:, 0]), caches
+
+
+@partial(jax.jit, static_argnames="cfg")
+def latents(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array) -> Array:
+    """The second, teacher-forced pass: codes [B, C] int32 -> latents [B, C, D]; row i predicted code i.
+
+    Code positions are contiguous here, unlike in `step`. By causality a row's valid latents do not depend on the codes
+    that follow them, nor on the stop code, which the reference appends. Reference: model_v2.py, forward.
+    """
+    x, lengths = prefix
+    P, C = x.shape[1], codes.shape[1]
+    # the prefix ends with the start code; the last code is never fed
+    fed = _embed(params, "code", codes[:, :-1], jnp.broadcast_to(jnp.arange(1, C)[None], (codes.shape[0], C - 1)))
+    seen = jnp.pad(valid(lengths, P), ((0, 0), (0, C - 1)), constant_values=True)
+    mask = _causal(P + C - 1)[None, None] & seen[:, None, None, :]
+    hidden, _ = Decoder(cfg).apply({"params": params["decoder"]}, jnp.concatenate([x, fed], axis=1), mask)
+    first = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return jnp.concatenate([first, hidden[:, P:]], axis=1)
+
+
+def _causal(positions: int) -> Array:
+    return jnp.tril(jnp.ones((positions, positions), bool))

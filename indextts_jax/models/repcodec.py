@@ -1,0 +1,112 @@
+"""RepCodec, the MaskGCT semantic codec: semantic features -> codes -> embeddings (arXiv:2409.00750).
+
+Dimensions: B batch, T frames, D width, C channels inside, V codes, K code width.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from indextts_jax.models.layers import LayerNorm, pad_edges
+
+
+@dataclass(frozen=True)
+class RepCodecConfig:
+    width: int = 1024
+    codes: int = 8192
+    code_width: int = 8
+    channels: int = 384
+    intermediate: int = 2048
+    layers: int = 12
+    kernel: int = 7
+
+
+class Quantized(NamedTuple):
+    codes: Array  # [B, T] int32
+    embeddings: Array  # [B, T, D]
+
+
+class Block(nn.Module):
+    """A ConvNeXt block (arXiv:2201.03545) in time."""
+
+    cfg: RepCodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> Array:
+        C, K = self.cfg.channels, self.cfg.kernel
+        y = pad_edges(x, lengths, K // 2, K // 2, "zeros")
+        y = nn.Conv(C, K, padding="VALID", feature_group_count=C, name="depthwise")(y)
+        y = nn.Dense(self.cfg.intermediate, name="up")(LayerNorm(1e-6, name="norm")(y))
+        y = nn.Dense(C, name="down")(nn.gelu(y, approximate=False))
+        gamma = self.param("gamma", nn.initializers.ones, (C,))
+        return x + y * gamma[None, None]
+
+
+class Encoder(nn.Module):
+    """[B, T, D], lengths [B] -> [B, T, D]."""
+
+    cfg: RepCodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> Array:
+        K = self.cfg.kernel
+        x = pad_edges(x, lengths, K // 2, K // 2, "zeros")
+        x = nn.Conv(self.cfg.channels, K, padding="VALID", name="embed")(x)
+        x = LayerNorm(1e-6, name="norm")(x)
+        for i in range(self.cfg.layers):
+            x = Block(self.cfg, name=f"layer_{i}")(x, lengths)
+        return nn.Dense(self.cfg.width, name="out")(LayerNorm(1e-6, name="final_norm")(x))
+
+
+def init(cfg: RepCodecConfig, key: Array) -> dict:
+    """Random float32 parameters: the encoder and the quantizer; the system has no use for the decoder."""
+    keys = jax.random.split(key, 4)
+    return {
+        "encoder": Encoder(cfg).init(keys[0], jnp.zeros((1, 8, cfg.width)), jnp.array([8]))["params"],
+        "quantizer": {
+            "in": nn.Dense(cfg.code_width).init(keys[1], jnp.zeros((1, cfg.width)))["params"],
+            "out": nn.Dense(cfg.width).init(keys[2], jnp.zeros((1, cfg.code_width)))["params"],
+            "codebook": {"embedding": jax.random.normal(keys[3], (cfg.codes, cfg.code_width))},
+        },
+    }
+
+
+def _dense(params: dict, x: Array) -> Array:
+    return jnp.einsum("...i,io->...o", x, params["kernel"]) + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def nearest(params: dict, x: Array) -> Array:
+    """The code nearest in angle to each encoder output: [B, T, D] -> [B, T] int32."""
+    quantizer = params["quantizer"]
+    directions = _unit(_dense(quantizer["in"], x))
+    codebook = _unit(quantizer["codebook"]["embedding"])
+    # Between unit vectors the nearest is the one of largest product.
+    return jnp.argmax(jnp.einsum("btk,vk->btv", directions, codebook), axis=-1).astype(jnp.int32)
+
+
+def _unit(x: Array) -> Array:
+    wide = x.astype(jnp.float32)
+    return wide / jnp.maximum(jnp.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def embed(params: dict, cfg: RepCodecConfig, codes: Array) -> Array:
+    """The embeddings of codes: [B, T] int32 -> [B, T, D]. Codes at or past the codebook's end give its last row."""
+    quantizer = params["quantizer"]
+    return _dense(quantizer["out"], quantizer["codebook"]["embedding"][jnp.minimum(codes, cfg.codes - 1)])
+
+
+@partial(jax.jit, static_argnames="cfg")
+def quantize(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array) -> Quantized:
+    """The nearest code of each semantic feature, and its embedding: features [B, T, D], lengths [B] -> Quantized.
+
+    Reference: indextts/utils/maskgct/models/codec/kmeans/repcodec_model.py, quantize.
+    """
+    x = Encoder(cfg).apply({"params": params["encoder"]}, features, lengths)
+    codes = nearest(params, x)  # type: ignore[arg-type]
+    return Quantized(codes, embed(params, cfg, codes))

@@ -1,0 +1,394 @@
+"""Codes and latents -> mel: length regulator, diffusion transformer with a WaveNet tail, Euler flow matching.
+
+A row of the estimator is its prompt followed directly by its target, padded at the end, so that positions and
+attention are those of the row alone.
+
+Dimensions: B batch, C codes, P prompt frames, F target frames, T = P + F, M mels, S semantic width, K content width,
+D width, W WaveNet width, N heads, H head width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from indextts_jax.models.layers import LayerNorm, RMSNorm, attend, pad_edges, valid, zero_padding
+
+FRAMES_PER_CODE = 1.72  # 22050 / 256 mel frames against 50 codes per second, rounded as the reference rounds it
+
+
+@dataclass(frozen=True)
+class S2MelConfig:
+    mels: int = 80
+    style: int = 192
+    semantic: int = 1024
+    latent: int = 1280  # width of the GPT
+    latent_layers: tuple[int, ...] = (256, 128, 1024)
+    regulator_channels: int = 512
+    regulator_layers: int = 4
+    content: int = 512
+    width: int = 512
+    heads: int = 8
+    depth: int = 13
+    wavenet_width: int = 512
+    wavenet_layers: int = 8
+    wavenet_kernel: int = 5
+
+    @property
+    def feed_forward(self) -> int:
+        """Two thirds of four times the width, rounded up to a multiple of 256."""
+        return -(-int(2 * 4 * self.width / 3) // 256) * 256
+
+
+class GroupNorm(nn.Module):
+    """Normalisation over channels and a row's own frames at once: x [B, T, C], lengths [B]; float32 inside."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> Array:
+        C = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (C,)).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (C,)).astype(jnp.float32)
+        wide = x.astype(jnp.float32)
+        count = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None, None] * C
+        mean = zero_padding(wide, lengths).sum((1, 2), keepdims=True) / count
+        variance = jnp.square(zero_padding(wide - mean, lengths)).sum((1, 2), keepdims=True) / count
+        y = (wide - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        return (y * scale[None, None] + bias[None, None]).astype(x.dtype)
+
+
+class Latent(nn.Module):
+    """The GPT's latents in the space of the codec's embeddings: three linear layers, nothing between."""
+
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, width in enumerate(self.cfg.latent_layers):
+            x = nn.Dense(width, name=f"layer_{i}")(x)
+        return x
+
+
+class Regulator(nn.Module):
+    """Semantic frames at the rate of codes -> content frames at the rate of mels."""
+
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array, frames: int, target_lengths: Array) -> Array:
+        C = self.cfg.regulator_channels
+        x = nn.Dense(C, name="project")(x)
+        source = nearest(lengths, frames, target_lengths)
+        x = jnp.take_along_axis(x, source[:, :, None], axis=1)
+        for i in range(self.cfg.regulator_layers):
+            x = nn.Conv(C, 3, padding="VALID", name=f"conv_{i}")(pad_edges(x, target_lengths, 1, 1, "zeros"))
+            x = GroupNorm(name=f"norm_{i}")(x, target_lengths)
+            x = x * jnp.tanh(nn.softplus(x))  # mish
+        return zero_padding(nn.Dense(self.cfg.content, name="out")(x), target_lengths)
+
+
+def nearest(lengths: Array, frames: int, target_lengths: Array) -> Array:
+    """Which of `lengths` source frames each of `frames` target frames copies: [B, F] int32.
+
+    The floor of i times the float32 quotient, not exact arithmetic: the two differ for a tenth of all lengths.
+    """
+    ratio = lengths.astype(jnp.float32) / jnp.maximum(target_lengths, 1).astype(jnp.float32)
+    source = jnp.floor(jnp.arange(frames, dtype=jnp.float32)[None] * ratio[:, None]).astype(jnp.int32)
+    return jnp.clip(source, 0, jnp.maximum(lengths, 1)[:, None] - 1)
+
+
+class TimeEmbedding(nn.Module):
+    """A time in [0, 1] as cosines, then sines, through two layers: [B] -> [B, width]."""
+
+    width: int
+    frequencies: int = 128
+
+    @nn.compact
+    def __call__(self, t: Array, dtype: jnp.dtype) -> Array:
+        # The angles need float32, whatever the network computes in.
+        angles = 1000.0 * t[:, None] * jnp.asarray(time_frequencies(self.frequencies))[None]
+        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1).astype(dtype)
+        return nn.Dense(self.width, name="down")(nn.silu(nn.Dense(self.width, name="up")(x)))
+
+
+def time_frequencies(count: int) -> np.ndarray:
+    """Geometric from 1 down to nearly 1/10000, float32: exponents rounded to float32 first, as in the reference."""
+    exponents = np.float32(-np.log(10000.0)) * np.arange(count, dtype=np.float32) / np.float32(count)
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)
+
+
+def rotations(frames: int, head: int) -> np.ndarray:
+    """Cosines and sines of the rotary angles (arXiv:2104.09864), [2, T, H / 2] float32, base 10000."""
+    powers = 10000.0 ** (np.arange(0, head, 2, dtype=np.float32) / head).astype(np.float64)
+    rates = np.float32(1.0) / powers.astype(np.float32)
+    angles = (np.arange(frames, dtype=np.float32)[:, None] * rates).astype(np.float64)
+    return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate neighbouring pairs (2i, 2i + 1) of x [B, T, N, H] by their angle, in float32."""
+    wide = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = wide[..., 0], wide[..., 1]
+    cos, sin = cos[None, :, None], sin[None, :, None]
+    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+class AdaptiveNorm(nn.Module):
+    """RMS norm, then a weight and a bias projected from c [B, D]."""
+
+    @nn.compact
+    def __call__(self, x: Array, c: Array) -> Array:
+        weight, bias = jnp.split(nn.Dense(2 * x.shape[-1], name="project")(c), 2, axis=-1)
+        return weight[:, None] * RMSNorm(name="norm")(x) + bias[:, None]
+
+
+class Attention(nn.Module):
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, rotation: tuple[Array, Array], mask: Array) -> Array:
+        B, T, D = x.shape
+        N = self.cfg.heads
+        qkv = nn.Dense(3 * D, use_bias=False, name="qkv")(x).reshape(B, T, 3 * N, D // N)
+        q, k, v = jnp.split(qkv, 3, axis=2)
+        y = attend(rotate(q, *rotation), rotate(k, *rotation), v, mask)
+        return nn.Dense(D, use_bias=False, name="out")(y.reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        U = self.cfg.feed_forward
+        gate, y = jnp.split(nn.Dense(2 * U, use_bias=False, name="gated")(x), 2, axis=-1)
+        return nn.Dense(self.cfg.width, use_bias=False, name="down")(nn.silu(gate) * y)
+
+
+class Block(nn.Module):
+    """A transformer block; `skip` is the output of an early block, for a late one (arXiv:2209.12152)."""
+
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, c: Array, rotation: tuple[Array, Array], mask: Array, skip: Array | None = None
+    ) -> Array:
+        if skip is not None:
+            x = nn.Dense(self.cfg.width, name="skip")(jnp.concatenate([x, skip], axis=-1))
+        x = x + Attention(self.cfg, name="attention")(AdaptiveNorm(name="attention_norm")(x, c), rotation, mask)
+        return x + FeedForward(self.cfg, name="feed_forward")(AdaptiveNorm(name="feed_forward_norm")(x, c))
+
+
+class Transformer(nn.Module):
+    """x [B, T, D], c [B, D], lengths [B] -> [B, T, D]; the first half of the blocks feeds the second, last in first out."""
+
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, c: Array, lengths: Array) -> Array:
+        cos, sin = jnp.asarray(rotations(x.shape[1], self.cfg.width // self.cfg.heads))
+        mask = valid(lengths, x.shape[1])[:, None, None, :]
+        half, skips = self.cfg.depth // 2, []
+        for i in range(self.cfg.depth):
+            x = Block(self.cfg, name=f"layer_{i}")(x, c, (cos, sin), mask, skips.pop() if i > half else None)
+            if i < half:
+                skips.append(x)
+        return AdaptiveNorm(name="norm")(x, c)
+
+
+class WaveNet(nn.Module):
+    """Gated convolutions with reflected edges, conditioned on c [B, W] (arXiv:1609.03499): [B, T, W] -> [B, T, W]."""
+
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, c: Array, lengths: Array) -> Array:
+        W, L, K = self.cfg.wavenet_width, self.cfg.wavenet_layers, self.cfg.wavenet_kernel
+        shifts = jnp.split(nn.Dense(2 * W * L, name="condition")(c), L, axis=-1)
+        total = jnp.zeros_like(x)
+        for i, shift in enumerate(shifts):
+            y = pad_edges(x, lengths, K - 1 - (K - 1) // 2, (K - 1) // 2, "reflect")
+            y = nn.Conv(2 * W, K, padding="VALID", name=f"in_{i}")(y) + shift[:, None]
+            tanh, gate = jnp.split(y, 2, axis=-1)
+            y = jnp.tanh(tanh) * nn.sigmoid(gate)
+            if i < L - 1:
+                residual, y = jnp.split(nn.Dense(2 * W, name=f"out_{i}")(y), 2, axis=-1)
+                x = x + residual
+            else:
+                y = nn.Dense(W, name=f"out_{i}")(y)
+            total = total + y
+        return total
+
+
+class Estimator(nn.Module):
+    """The velocity of the flow at x. x, prompt [B, T, M], content [B, T, K], style [B, style], t [B], lengths [B]."""
+
+    cfg: S2MelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array) -> Array:
+        cfg, D, W = self.cfg, self.cfg.width, self.cfg.wavenet_width
+        time = TimeEmbedding(D, name="time")(t, x.dtype)
+        content = nn.Dense(D, name="content")(content)
+        style = jnp.broadcast_to(style[:, None], (*x.shape[:2], style.shape[-1]))
+        h = nn.Dense(D, name="merge")(jnp.concatenate([x, prompt, content, style], axis=-1))
+        h = Transformer(cfg, name="transformer")(h, time, lengths)
+        h = nn.Dense(D, name="skip")(jnp.concatenate([h, x], axis=-1))
+        y = nn.Dense(W, name="wavenet_in")(h)
+        y = WaveNet(cfg, name="wavenet")(y, TimeEmbedding(W, name="wavenet_time")(t, x.dtype), lengths)
+        y = y + nn.Dense(W, name="residual")(h)
+        shift, scale = jnp.split(nn.Dense(2 * W, name="modulation")(nn.silu(time)), 2, axis=-1)
+        y = LayerNorm(1e-6, affine=False, name="final_norm")(y) * (1 + scale[:, None]) + shift[:, None]
+        return nn.Dense(cfg.mels, name="out")(nn.Dense(W, name="final")(y))
+
+
+def init(cfg: S2MelConfig, key: Array) -> dict:
+    """Random float32 parameters: {"latent": ..., "regulator": ..., "estimator": ...}."""
+    keys = jax.random.split(key, 3)
+    T, n = 8, jnp.array([8])
+    mels, content = jnp.zeros((1, T, cfg.mels)), jnp.zeros((1, T, cfg.content))
+    return {
+        "latent": Latent(cfg).init(keys[0], jnp.zeros((1, 1, cfg.latent)))["params"],
+        "regulator": Regulator(cfg).init(keys[1], jnp.zeros((1, T, cfg.semantic)), n, T, n)["params"],
+        "estimator": Estimator(cfg).init(
+            keys[2], mels, mels, content, jnp.zeros((1, cfg.style)), jnp.zeros(1), n
+        )["params"],
+    }  # fmt: skip
+
+
+def target_lengths(code_lengths: Array) -> Array:
+    """How many mel frames so many codes become: int32, truncated, float32 as in the reference."""
+    return jnp.floor(code_lengths.astype(jnp.float32) * jnp.float32(FRAMES_PER_CODE)).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("cfg", "frames"))
+def regulate(
+    params: dict, cfg: S2MelConfig, semantic: Array, lengths: Array, frames: int, target_lengths: Array
+) -> Array:
+    """Stretch semantic frames to mel frames: [B, C, S], lengths [B] -> [B, frames, K], zero past target_lengths [B].
+
+    Reference: indextts/s2mel/modules/length_regulator.py.
+    """
+    return Regulator(cfg).apply({"params": params["regulator"]}, semantic, lengths, frames, target_lengths)  # type: ignore[return-value]
+
+
+@partial(jax.jit, static_argnames=("cfg", "frames"))
+def content(
+    params: dict, cfg: S2MelConfig, embeddings: Array, latents: Array, lengths: Array, frames: int, target_lengths: Array
+) -> Array:
+    """What is to be spoken, at the rate of mels: embeddings [B, C, S] of the codes and the GPT's latents [B, C, D].
+
+    -> [B, frames, K], zero past target_lengths [B]. Reference: indextts/infer_v2.py, gpt_layer and length_regulator.
+    """
+    semantic = embeddings + Latent(cfg).apply({"params": params["latent"]}, latents)  # type: ignore[operator]
+    return regulate(params, cfg, semantic, lengths, frames, target_lengths)
+
+
+def estimate(
+    params: dict, cfg: S2MelConfig, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array
+) -> Array:
+    """The velocity at x: x, prompt [B, T, M], content [B, T, K], style [B, style], t [B] float32, lengths [B].
+
+    -> [B, T, M]. Reference: indextts/s2mel/modules/diffusion_transformer.py, DiT.
+    """
+    return Estimator(cfg).apply({"params": params["estimator"]}, x, prompt, content, style, t, lengths)  # type: ignore[return-value]
+
+
+def times(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The solver's times and step widths, float32, summed up as the reference sums them."""
+    grid = np.linspace(0, 1, steps + 1, dtype=np.float32)
+    widths = np.diff(grid)
+    return np.concatenate([[np.float32(0)], np.cumsum(widths[:-1], dtype=np.float32)]), widths
+
+
+def euler(velocity: Callable[[Array, Array], Array], x: Array, steps: int) -> tuple[Array, Array]:
+    """Integrate dx/dt = velocity(x, t) from 0 to 1: -> (x at 1, x after each step [steps, ...]).
+
+    A scan over a checkpointed step: reverse differentiation keeps one state per step, not the network's activations.
+    """
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def step(x: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        t, width = at
+        x = x + (width * velocity(x, t).astype(jnp.float32)).astype(x.dtype)
+        return x, x
+
+    return jax.lax.scan(step, x, tuple(map(jnp.asarray, times(steps))))
+
+
+def pack(first: Array, first_lengths: Array, second: Array) -> Array:
+    """Each row's first part followed directly by its second: [B, P, C], [B], [B, F, C] -> [B, P + F, C]."""
+    place = jnp.arange(first.shape[1] + second.shape[1])[None]
+    offset = jnp.clip(place - first_lengths[:, None], 0, second.shape[1] - 1)
+    head = jnp.pad(first, ((0, 0), (0, second.shape[1]), (0, 0)))
+    tail = jnp.take_along_axis(second, offset[:, :, None], axis=1)
+    return jnp.where((place < first_lengths[:, None])[:, :, None], head, tail)
+
+
+@partial(jax.jit, static_argnames=("cfg", "steps", "guidance", "every"))
+def flow(
+    params: dict,
+    cfg: S2MelConfig,
+    noise: Array,
+    content: Array,
+    lengths: Array,
+    prompt: Array,
+    prompt_content: Array,
+    prompt_lengths: Array,
+    style: Array,
+    steps: int = 25,
+    guidance: float = 0.7,
+    every: bool = False,
+) -> Array:
+    """From noise to a log-mel in the prompt's voice, by guided flow matching (arXiv:2210.02747).
+
+    noise [B, F, M], content [B, F, K] and lengths [B] of the target; prompt (log-mel) [B, P, M], prompt_content
+    [B, P, K], prompt_lengths [B]; style [B, style]. At least 3 frames in a row. -> [B, F, M], or with `every` the target
+    after each step, [steps, B, F, M]. What lies past a row's length is unspecified.
+
+    The state is float32 whatever the network computes in. Reference: indextts/s2mel/modules/flow_matching.py.
+    """
+    dtype = prompt_content.dtype
+    T, F = prompt.shape[1] + noise.shape[1], noise.shape[1]
+    total = prompt_lengths + lengths
+    spoken = valid(total, T) & ~valid(prompt_lengths, T)
+    noise = noise.astype(jnp.float32)
+    x = pack(jnp.zeros((*prompt.shape[:2], noise.shape[2])), prompt_lengths, noise)
+    prompt = pack(prompt.astype(dtype), prompt_lengths, jnp.zeros((*noise.shape[:2], prompt.shape[2]), dtype))
+    both = pack(prompt_content, prompt_lengths, content)
+    # The null branch of the guidance sees no prompt, no content and no style.
+    branches = 1 if guidance == 0 else 2
+    prompt, both, style = (
+        jnp.concatenate([a, jnp.zeros_like(a)][:branches]) for a in (prompt, both, style.astype(dtype))
+    )
+    stacked = jnp.tile(total, branches)
+
+    def velocity(x: Array, t: Array) -> Array:
+        xs = jnp.tile(x.astype(dtype), (branches, 1, 1))
+        v = estimate(params, cfg, xs, prompt, both, style, jnp.full(stacked.shape, t), stacked).astype(jnp.float32)
+        if branches == 2:
+            conditional, null = jnp.split(v, 2)
+            v = (1 + guidance) * conditional - guidance * null
+        return jnp.where(spoken[:, :, None], v, 0.0)  # the prompt's part of the state stays zero
+
+    x = jnp.where(spoken[:, :, None], x, 0.0)
+    end, states = euler(velocity, x, steps)
+    place = jnp.clip(prompt_lengths[:, None] + jnp.arange(F)[None], 0, T - 1)[:, :, None]
+    if every:
+        return jnp.take_along_axis(states, place[None], axis=2)
+    return jnp.take_along_axis(end, place, axis=1)
+
+
+def draw_noise(key: Array, frames: int, mels: int) -> Array:
+    """Gaussian noise [F, M] float32 for one row, drawn frame by frame: more frames do not change the first ones."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(frames))
+    return jax.vmap(lambda k: jax.random.normal(k, (mels,)))(keys)

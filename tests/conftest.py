@@ -1,0 +1,35 @@
+"""Strict dtype and rank promotion, exact products, and the tiny checkpoint, converted once per run."""
+
+from functools import cache, cached_property
+from typing import Any
+
+import jax
+import pytest
+
+from debug.golden import FIXTURES
+from indextts_jax import convert
+from indextts_jax.config import Config
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+class Tiny:
+    """The tiny checkpoint: `cfg`, and the float32 parameters of each component, converted in memory."""
+
+    folder = FIXTURES / "tiny"
+
+    @cached_property
+    def cfg(self) -> Config:
+        return convert.read_config(self.folder)
+
+    @cache  # noqa: B019 (one object per run)
+    def params(self, component: str) -> Any:
+        tree, _ = convert.read(component, self.folder, strict=True)
+        return jax.tree.map(jax.numpy.asarray, tree)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    return Tiny()
