@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from indextts_jax import checkpoint, models
-from indextts_jax.config import Config, from_yaml, read_yaml
-from indextts_jax.convert.table import Report, fill
-from indextts_jax.convert.tensors import CheckpointError
+from indextts_jax.config import Config, entry, from_yaml, read_yaml
+from indextts_jax.convert.table import Report, files, fill
+from indextts_jax.convert.tensors import CheckpointError, Tensors
 
 __all__ = ["CheckpointError", "Report", "convert", "read", "read_config"]
+
 
 def _converter(component: str) -> Any:
     return importlib.import_module(f"indextts_jax.convert.{component}")
@@ -26,19 +27,25 @@ def _converter(component: str) -> Any:
 def read_config(folder: Path) -> Config:
     """The configuration of a model folder: config.yaml, completed from the tensors' shapes."""
     settings = read_yaml(folder / "config.yaml")
-    cfg = from_yaml(settings)
     return dataclasses.replace(
-        cfg, **{name: _component_config(name, cfg, folder, settings) for name in models.COMPONENTS}
+        from_yaml(settings), **{name: _open(name, folder, settings)[0] for name in models.COMPONENTS}
     )
 
 
-def _component_config(component: str, cfg: Config, folder: Path, settings: dict) -> Any:
+def _open(component: str, folder: Path, settings: dict) -> tuple[Any, Tensors]:
+    """One component's configuration, and its tensors, unread."""
     converter = _converter(component)
     tensors = converter.tensors(folder, settings)
+    where = files(tensors) or folder
     try:
-        return converter.config(getattr(cfg, component), tensors, extra(component, folder))
+        cfg = converter.config(getattr(from_yaml(settings), component), tensors, extra(component, folder))
+    except CheckpointError:
+        raise
     except KeyError as error:
-        raise CheckpointError(f"{component}: tensor {error} is missing in {folder}; download the file again") from None
+        raise CheckpointError(f"{where}: tensor {error.args[0]} is missing ({component}); download it again") from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: the sizes of {component} cannot be read off it: {error}") from None
+    return cfg, tensors
 
 
 def extra(component: str, folder: Path) -> dict[str, Any]:
@@ -50,9 +57,12 @@ def extra(component: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it belongs to the {component} component")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: holds no entries; download it again")
+    return settings
 
 
 def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Report]:
@@ -60,11 +70,13 @@ def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Repo
 
     Raises FileNotFoundError and CheckpointError, naming the file and the tensor; see `table.fill`.
     """
-    settings = read_yaml(folder / "config.yaml")
-    cfg = _component_config(component, from_yaml(settings), folder, settings)
-    converter = _converter(component)
-    tensors = converter.tensors(folder, settings)
-    return fill(component, converter.table(cfg), tensors, models.shapes(component, cfg), strict)
+    cfg, tensors = _open(component, folder, read_yaml(folder / "config.yaml"))
+    try:
+        like = models.shapes(component, cfg)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{files(tensors)}: does not fit config.yaml ({component}): {reason}") from None
+    return fill(component, _converter(component).table(cfg), tensors, like, strict)
 
 
 def convert(
@@ -77,7 +89,7 @@ def convert(
     """
     settings = read_yaml(folder / "config.yaml")
     cfg = read_config(folder)
-    vocabulary = folder / settings["dataset"]["bpe_model"]
+    vocabulary = folder / entry(settings, "dataset.bpe_model", str)
     if not vocabulary.is_file():
         raise FileNotFoundError(f"{vocabulary}: no such file; it holds the text vocabulary")
     reports = []
@@ -91,5 +103,5 @@ def convert(
             del tree
             reports.append(report)
             progress(report)
-        checkpoint.save_description(partial, cfg, source=folder.name)
+        checkpoint.save_description(partial, cfg, source=folder.resolve().name)
     return reports

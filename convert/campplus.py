@@ -46,7 +46,7 @@ def table(cfg: CAMPPlusConfig) -> Table:
         Row(("head.conv2", "head.bn2"), "head/out", _conv),
         Row(("xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm"), "in", _conv),
         Row("xvector.out_nonlinear.batchnorm", "out_norm", batch_norm),
-        Row(("xvector.dense.linear", "xvector.dense.nonlinear.batchnorm"), "out", batch_norm_after(pointwise)),
+        Row(("xvector.dense.linear", "xvector.dense.nonlinear.batchnorm"), "out", batch_norm_after(pointwise, affine=False)),
     ]
     for i in range(2):
         theirs, ours = f"head.layer{i + 1}", f"head/layer_{i}"

@@ -23,7 +23,7 @@ Leaves = dict[str, np.ndarray]
 class Module:
     """The tensors directly under one module of theirs; remembers which were read."""
 
-    def __init__(self, name: str, tensors: Tensors, used: dict[str, str], row: str):
+    def __init__(self, name: str, tensors: Tensors, used: dict[str, "Module"], row: str):
         self.name, self._tensors, self._used, self._row = name, tensors, used, row
 
     def _full(self, name: str) -> str:
@@ -35,9 +35,9 @@ class Module:
     def __getitem__(self, name: str) -> np.ndarray:
         full = self._full(name)
         if full not in self._tensors:
-            raise CheckpointError(f"tensor {full} is missing (needed by {self._row})")
-        if self._used.setdefault(full, self._row) != self._row:
-            raise CheckpointError(f"tensor {full} is used twice, by {self._used[full]} and by {self._row}")
+            raise CheckpointError(f"{files(self._tensors)}: tensor {full} is missing ({self._row}); download it again")
+        if (first := self._used.setdefault(full, self)) is not self:
+            raise CheckpointError(f"tensor {full} is used twice, by {first._row} and by {self._row}")
         return self._tensors[full].read()
 
     def replaced(self, name: str, value: np.ndarray) -> "Module":
@@ -147,36 +147,41 @@ def weight_norm(kind: Kind) -> Kind:
         v = m["weight_v"].astype(np.float64)
         g = m["weight_g"].astype(np.float64)
         norm = np.sqrt(np.square(v).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
+        _must_equal(g.shape, norm.shape)
         return kind(m.replaced("weight", (v * (g / norm)).astype(np.float32)))
 
     return folded
 
 
-def _scale_and_shift(m: Module, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    mean, variance = m["running_mean"].astype(np.float64), m["running_var"].astype(np.float64)
-    scale = 1.0 / np.sqrt(variance + epsilon)
-    if "weight" in m:
-        scale = scale * m["weight"]
-    shift = -mean * scale
-    return scale, shift + m["bias"] if "bias" in m else shift
-
-
-def batch_norm(m: Module, epsilon: float = 1e-5) -> Leaves:
+def batch_norm(m: Module, epsilon: float = 1e-5, affine: bool = True) -> Leaves:
     """A batch norm of fixed statistics as scale and shift, computed in float64."""
-    scale, shift = _scale_and_shift(m, epsilon)
-    return {"scale": scale, "bias": shift}
+    mean, variance = m["running_mean"].astype(np.float64), m["running_var"].astype(np.float64)
+    _must_equal(mean.shape, variance.shape)
+    scale = 1.0 / np.sqrt(variance + epsilon)
+    if not affine:
+        return {"scale": scale, "bias": -mean * scale}
+    _must_equal(m["weight"].shape, m["bias"].shape, mean.shape)
+    scale = scale * m["weight"]
+    return {"scale": scale, "bias": m["bias"] - mean * scale}
 
 
-def batch_norm_after(kind: Kind, epsilon: float = 1e-5) -> Kind:
+def batch_norm_after(kind: Kind, epsilon: float = 1e-5, affine: bool = True) -> Kind:
     """A layer and the batch norm that follows it, as one layer: rows with (layer, norm)."""
 
     def folded(layer: Module, norm: Module) -> Leaves:
-        scale, shift = _scale_and_shift(norm, epsilon)
+        scale, shift = batch_norm(norm, epsilon, affine).values()
         leaves = kind(layer)  # output channels last
-        bias = leaves.get("bias", np.zeros(()))
-        return {"kernel": leaves["kernel"] * scale, "bias": bias * scale + shift}
+        kernel, bias = leaves["kernel"], leaves.get("bias", np.zeros(scale.shape))
+        _must_equal(kernel.shape[-1:], bias.shape, scale.shape)
+        return {"kernel": kernel * scale, "bias": bias * scale + shift}
 
     return folded
+
+
+def _must_equal(*shapes: tuple[int, ...]) -> None:
+    """Raise ValueError where numpy would broadcast without a word."""
+    if len(set(shapes)) > 1:
+        raise ValueError(f"shapes {shapes} belong to one layer")
 
 
 # ---- the contract ---------------------------------------------------------------------------------------------------
@@ -202,6 +207,11 @@ def _is_unused(name: str, patterns: Sequence[str]) -> bool:
     return False
 
 
+def files(tensors: Tensors) -> str:
+    """The files that the tensors are in, for messages."""
+    return " and ".join(sorted({str(tensor.file) for tensor in tensors.values()}))
+
+
 class Report(NamedTuple):
     """What became of a component's tensors."""
 
@@ -224,26 +234,36 @@ def fill(
     flat, _ = jax.tree_util.tree_flatten_with_path(like)
     expected: Mapping[str, Any] = {"/".join(str(key.key) for key in path): leaf for path, leaf in flat}
     modules = {"/".join(path.split("/")[:n]) for path in expected for n in range(path.count("/") + 1)}
-    used: dict[str, str] = {}
-    filled: dict[str, str] = {}
+    used: dict[str, Module] = {}
+    filled: dict[str, str] = {}  # leaf -> row
+    rows: dict[str, str] = {}  # our module -> row
     tree: dict = {}
+    where = files(tensors)
 
     for row in table.rows:
         names = (row.theirs,) if isinstance(row.theirs, str) else row.theirs
-        for values in _matching(row.ours, modules):
+        matches = list(_matching(row.ours, modules))
+        if not matches:
+            raise CheckpointError(f"{component}: no module of ours is called {row.ours}, as a row of its table has it")
+        for values in matches:
             ours = row.ours.format(**values)
             theirs = [name.format(**values) for name in names]
-            label = f"{' + '.join(theirs)} -> {ours}"
-            leaves = row.kind(*(Module(name, tensors, used, label) for name in theirs))
+            label = rows[ours] = f"{' + '.join(theirs)} -> {component} {ours}"
+            try:
+                leaves = row.kind(*(Module(name, tensors, used, label) for name in theirs))
+            except CheckpointError:
+                raise
+            except (ValueError, IndexError) as error:  # from numpy, about shapes
+                raise CheckpointError(f"{where}: {label}: tensors do not fit together: {error}") from None
             for leaf, value in leaves.items():
                 path = f"{ours}/{leaf}" if ours else leaf
                 if path not in expected:
-                    raise CheckpointError(f"{component}: {label} gives {leaf}, for which our module has no place")
+                    raise CheckpointError(f"{where}: {label} gives {leaf}, for which our module has no place")
                 if path in filled:
-                    raise CheckpointError(f"{component}: {path} is filled twice, by {filled[path]} and by {label}")
+                    raise CheckpointError(f"{path} is filled twice, by {filled[path]} and by {label}")
                 if value.shape != expected[path].shape:
                     raise CheckpointError(
-                        f"{component}: {label}: {leaf} has shape {value.shape}, expected {expected[path].shape}; "
+                        f"{where}: {label}: {leaf} has shape {value.shape}, expected {expected[path].shape}; "
                         "the checkpoint and its configuration do not belong together"
                     )
                 filled[path] = label
@@ -252,17 +272,19 @@ def fill(
                     *parents, last = path.split("/")
                     for parent in parents:
                         node = node.setdefault(parent, {})
-                    node[last] = np.ascontiguousarray(value, dtype=expected[path].dtype)
+                    node[last] = np.asarray(value, dtype=expected[path].dtype, order="C")
 
     if left := sorted(expected.keys() - filled.keys()):
-        raise CheckpointError(f"{component}: no row of its table fills {', '.join(left[:5])} ({len(left)} in all)")
+        row = rows.get(left[0].rpartition("/")[0], "which no row of its table names")
+        raise CheckpointError(f"{where}: a tensor is missing, nothing fills {component} {left[0]} ({row})")
     rest = sorted(tensors.keys() - used.keys())
     unused = [name for name in rest if _is_unused(name, table.unused)]
     unknown = sorted(set(rest) - set(unused))
     if unknown:
-        text = f"{component}: {len(unknown)} unknown tensors: {', '.join(unknown[:10])}"
+        more = ", ..." if len(unknown) > 10 else ""
+        text = f"{where}: {len(unknown)} unknown tensors for {component}: {', '.join(unknown[:10])}{more}"
         if strict:
-            raise CheckpointError(f"{text}; without --strict they would be left out")
+            raise CheckpointError(f"{text}; without --strict they are left out")
         log.warning("%s; left out", text)
     size = sum(int(np.prod(leaf.shape)) for leaf in expected.values())
     return tree, Report(component, len(used), size, unused, unknown)

@@ -1,14 +1,17 @@
 """Tensors on disk, by name, read one at a time: PyTorch .pth files and safetensors.
 
 A .pth file is a zip of raw storages and a pickle that says how to cut tensors out of them. A pickle can run any code,
-so ours allows exactly what rebuilding tensors needs, and refuses the rest by name.
+so ours is never run: its instructions are followed one by one, only those that make tensors and plain values are known,
+and of what it asks for by name nothing is imported or called.
 """
 
-import io
-import pickle
+import json
+import math
+import pickletools
+import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ class CheckpointError(ValueError):
 class Tensor(NamedTuple):
     """A tensor that has not been read yet."""
 
+    file: Path
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
@@ -31,16 +35,17 @@ class Tensor(NamedTuple):
 Tensors = dict[str, Tensor]
 
 _STORAGES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
+    "torch.DoubleStorage": np.float64,
+    "torch.FloatStorage": np.float32,
+    "torch.HalfStorage": np.float16,
+    "torch.BFloat16Storage": ml_dtypes.bfloat16,
+    "torch.LongStorage": np.int64,
+    "torch.IntStorage": np.int32,
+    "torch.ShortStorage": np.int16,
+    "torch.CharStorage": np.int8,
+    "torch.ByteStorage": np.uint8,
+    "torch.BoolStorage": np.bool_,
+    "torch.storage.UntypedStorage": np.uint8,
 }
 _SAFETENSORS = {
     "F64": np.float64,
@@ -54,6 +59,33 @@ _SAFETENSORS = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_TENSOR = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
+_PARAMETER = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
+_DICT = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter"}
+# Checkpoints of a training run also carry the state of the optimizer, which nobody reads: these stay mere names.
+_PLAIN = ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")
+_NAMES = {
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _PLAIN),
+    *(f"torch.{name}" for name in ("bool", "bfloat16", "float16", "float32", "float64")),
+    *(f"torch.{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("torch.Size", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter"),
+    *("torch.serialization._get_layout", "_codecs.encode"),
+}
+_ADMITTED = _STORAGES.keys() | _TENSOR | _PARAMETER | _DICT | _NAMES
+
+# What zipfile, pickletools and the code below raise for a file that makes no sense.
+_NONSENSE = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, AttributeError, LookupError, TypeError, ValueError,
+    ArithmeticError, RuntimeError,
+)  # fmt: skip
+_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how PyTorch's files began before version 1.6
+_LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+
+
+class _Name(NamedTuple):
+    """Something a pickle asks for by name, or what calling that would have made."""
+
+    name: str
 
 
 class _Storage(NamedTuple):
@@ -62,52 +94,161 @@ class _Storage(NamedTuple):
     size: int  # elements
 
 
-class _Unpickler(pickle.Unpickler):
+class _Pickle:
+    """The instructions that torch.save writes for dicts of tensors and plain values; anything else is refused."""
+
     def __init__(self, path: Path, archive: zipfile.ZipFile, root: str):
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
         self._path, self._archive, self._root = path, archive, root
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch" and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
-        raise CheckpointError(
-            f"{self._path}: refused, its pickle asks for {module}.{name}, which is more than tensors need and could "
-            "run code; save the state dict alone with torch.save"
-        )
+    def load(self) -> Any:
+        """The object that the instructions describe. Raises CheckpointError, or one of `_NONSENSE`."""
+        stack: list[Any] = []
+        marks: list[int] = []  # how high the stack was
+        memo: dict[int, Any] = {}
+        value: Any
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        _, dtype, key, _, size = pid
-        entry = f"{self._root}data/{key}"
+        def pop(count: int | None = None) -> list[Any]:
+            """The last `count` values, or those since the last mark."""
+            at = marks.pop() if count is None else len(stack) - count
+            values = stack[at:]
+            del stack[at:]
+            return values
+
+        for instruction, value, _ in pickletools.genops(self._stored("data.pkl")):
+            match instruction.name:
+                case "PROTO" | "FRAME":
+                    pass
+                case "NONE":
+                    stack.append(None)
+                case "NEWTRUE" | "NEWFALSE":
+                    stack.append(instruction.name == "NEWTRUE")
+                case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                    stack.append(value)
+                case "BINUNICODE" | "SHORT_BINUNICODE" | "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES":
+                    stack.append(value)
+                case "EMPTY_TUPLE":
+                    stack.append(())
+                case "EMPTY_LIST" | "EMPTY_SET":
+                    stack.append([])
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "MARK":
+                    marks.append(len(stack))
+                case "TUPLE":
+                    stack.append(tuple(pop()))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    stack.append(tuple(pop(int(instruction.name[-1]))))
+                case "APPEND" | "APPENDS" | "ADDITEMS":
+                    values = pop(1 if instruction.name == "APPEND" else None)
+                    stack[-1].extend(values)
+                case "SETITEM" | "SETITEMS":
+                    values = pop(2 if instruction.name == "SETITEM" else None)
+                    _update(stack[-1], values[::2], values[1::2])
+                case "BINPUT" | "LONG_BINPUT":
+                    memo[value] = stack[-1]
+                case "MEMOIZE":
+                    memo[len(memo)] = stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    stack.append(memo[value])
+                case "GLOBAL":
+                    stack.append(self._name(*value.split(" ")))
+                case "STACK_GLOBAL":
+                    stack.append(self._name(*pop(2)))
+                case "REDUCE":
+                    stack.append(self._call(*pop(2)))
+                case "BUILD":  # attributes, such as the version numbers that a state dict carries
+                    pop(1)
+                case "BINPERSID":
+                    stack.append(self._storage(*stack.pop()))
+                case "STOP":
+                    return stack.pop()
+                case name:
+                    raise CheckpointError(
+                        f"{self._path}: refused, its pickle has the instruction {name}, which tensors do not need; "
+                        "save the state dict alone with torch.save"
+                    )
+        raise EOFError
+
+    def _stored(self, name: str) -> bytes:
+        info = self._archive.getinfo(self._root + name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed")
+        return self._archive.read(info)
+
+    def _name(self, module: str, name: str) -> _Name:
+        if (full := ".".join((module, name))) not in _ADMITTED:
+            raise CheckpointError(
+                f"{self._path}: refused, its pickle asks for {full}, which is more than tensors need and could "
+                "run code; save the state dict alone with torch.save"
+            )
+        return _Name(full)
+
+    def _call(self, function: _Name, arguments: tuple) -> Any:
+        """What calling `function` would make, as far as it matters to us."""
+        if function.name in _TENSOR:
+            return self._tensor(*arguments[:4])
+        if function.name in _PARAMETER:
+            return arguments[0]
+        if function.name in _DICT:
+            return next((argument for argument in arguments if isinstance(argument, dict)), {})
+        return function
+
+    def _storage(self, _: str, kind: _Name, key: str, __: str, size: int) -> _Storage:
+        dtype = np.dtype(_STORAGES[kind.name])
+        entry = "".join((self._root, "data/", key))
         try:
             info = self._archive.getinfo(entry)
         except KeyError:
-            raise CheckpointError(f"{self._path}: truncated or damaged, {entry} is missing; download it again") from None
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size < size * dtype.itemsize:
-            raise CheckpointError(f"{self._path}: damaged, {entry} is not a plain storage of {size} {dtype.name}")
-        assert self._archive.fp is not None
-        self._archive.fp.seek(info.header_offset)
-        header = self._archive.fp.read(30)  # the local header's name and extra lengths differ from the directory's
-        offset = info.header_offset + 30 + int.from_bytes(header[26:28], "little")
-        return _Storage(dtype, offset + int.from_bytes(header[28:30], "little"), size)
+            raise CheckpointError(f"{self._path}: damaged, {entry} is missing; download it again") from None
+        file = self._archive.fp
+        assert file is not None
+        file.seek(info.header_offset)
+        header = file.read(30)  # the local header's name and extra lengths differ from the directory's
+        offset = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        length = size * dtype.itemsize
+        stored = info.compress_type == zipfile.ZIP_STORED and 0 <= length <= info.file_size
+        if not stored or offset + length > self._path.stat().st_size:
+            raise CheckpointError(
+                f"{self._path}: damaged, {entry} is not a plain storage of {size} {dtype.name}; download it again"
+            )
+        return _Storage(dtype, offset, size)
 
-    def _tensor(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
-        path = self._path
-        span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
-        if offset + span > storage.size or any(s < 0 for s in strides):
-            raise CheckpointError(f"{path}: damaged, a tensor of shape {tuple(shape)} lies outside its storage")
+    def _tensor(self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+        path, shape, strides = self._path, tuple(shape), tuple(strides)
+        numbers = (offset, *shape, *strides)
+        if not isinstance(storage, _Storage) or not all(isinstance(n, int) for n in numbers) or len(shape) > 32:
+            raise TypeError("a tensor of no storage, or of no shape")
+        count = math.prod(shape)
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if count else 0
+        # A tensor larger than its storage repeats elements, which no weight does; it could claim any size.
+        if min(numbers) < 0 or offset + span > storage.size or count > storage.size:
+            raise CheckpointError(f"{path}: damaged, a tensor {shape} lies outside its storage; download it again")
+        width = storage.dtype.itemsize
 
         def read() -> np.ndarray:
-            at = storage.offset + offset * storage.dtype.itemsize
-            flat = np.fromfile(path, storage.dtype, count=span, offset=at)
-            return np.lib.stride_tricks.as_strided(flat, shape, [s * storage.dtype.itemsize for s in strides])
+            flat = _read(path, storage.dtype, span, storage.offset + offset * width)
+            return np.lib.stride_tricks.as_strided(flat, shape, [s * width for s in strides])
 
-        return Tensor(tuple(shape), storage.dtype, read)
+        return Tensor(path, shape, storage.dtype, read)
+
+
+def _update(target: Any, names: Sequence[Any], values: Sequence[Any]) -> None:
+    if not isinstance(target, dict) or not all(isinstance(name, str | bytes | int | float | None) for name in names):
+        raise TypeError("a dict whose names are not plain")
+    target.update(zip(names, values, strict=True))
+
+
+def _read(path: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+    flat = np.fromfile(path, dtype, count=count, offset=offset)
+    if flat.size != count:
+        raise CheckpointError(f"{path}: became shorter while it was read; convert again")
+    return flat
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    return path.stat().st_size
 
 
 def read_pth(path: Path) -> Any:
@@ -115,64 +256,69 @@ def read_pth(path: Path) -> Any:
 
     Raises FileNotFoundError, or CheckpointError when it is no such file, is cut short, or holds more than tensors.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            if len(pickles) != 1:
-                raise CheckpointError(f"{path}: not a PyTorch file (no data.pkl in the zip)")
-            return _Unpickler(path, archive, pickles[0].removesuffix("data.pkl")).load()
-    except zipfile.BadZipFile:
-        raise CheckpointError(
-            f"{path}: not a PyTorch zip file, or cut short ({path.stat().st_size} bytes); download it again"
-        ) from None
-    except (pickle.UnpicklingError, EOFError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its pickle cannot be read ({error}); download it again") from error
+    size = _size(path)
+    with path.open("rb") as file:
+        if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
+            raise CheckpointError(f"{path}: of a PyTorch before 1.6; load it and save it again with a newer torch.save")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+                (root,) = (name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl"))
+                pickled = _Pickle(path, archive, root)
+                if f"{root}byteorder" in names and pickled._stored("byteorder") != b"little":
+                    raise CheckpointError(f"{path}: of a big-endian machine; save it again on a little-endian one")
+                return pickled.load()
+        except CheckpointError:
+            raise
+        except _NONSENSE as error:
+            raise CheckpointError(
+                f"{path}: not a PyTorch file, damaged or cut short ({size} bytes); download it again"
+            ) from error
 
 
-def flatten(tree: Any, path: Path, prefix: str = "") -> Tensors:
-    """A (nested) state dict as one dict of dotted names. What is neither dict nor tensor is an error that names it."""
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: expected a dict of tensors, found {type(tree).__name__}")
-    flat: Tensors = {}
-    for name, value in tree.items():
-        if isinstance(value, Tensor):
-            flat[f"{prefix}{name}"] = value
-        elif isinstance(value, dict):
-            flat |= flatten(value, path, f"{prefix}{name}.")
-        else:
+def flatten(state: Any, path: Path, prefix: str = "") -> Tensors:
+    """A state dict as tensors by name. What is neither a dict nor, inside it, a tensor is an error that names it."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a dict of tensors, found {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: {prefix}{name} is {type(value).__name__}, not a tensor")
-    return flat
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def read_safetensors(path: Path) -> Tensors:
     """The tensors of a safetensors file, unread. Raises FileNotFoundError or CheckpointError."""
-    import json  # the header is read by hand: the library's numpy interface has no bfloat16 and no partial reads
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    total = path.stat().st_size
-    damaged = CheckpointError(f"{path}: not a safetensors file, or cut short ({total} bytes); download it again")
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if total < 8 or size > total - 8:
-            raise damaged
-        try:
-            header = json.loads(file.read(size))
-        except ValueError:
-            raise damaged from None
+    size = _size(path)
     tensors: Tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        if end > total or end - begin != dtype.itemsize * int(np.prod(shape)):
-            raise damaged
-
-        def read(dtype: np.dtype = dtype, shape: tuple = shape, begin: int = begin) -> np.ndarray:
-            return np.fromfile(path, dtype, count=int(np.prod(shape)), offset=begin).reshape(shape)
-
-        tensors[name] = Tensor(shape, dtype, read)
+    spans = []
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, _LONGEST_HEADER):
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] not in _SAFETENSORS:
+                raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}, which is not supported")
+            dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            count = math.prod(shape)
+            if not all(isinstance(n, int) and n >= 0 for n in shape) or end - begin != count * dtype.itemsize:
+                raise ValueError(f"{name} does not fill its bytes")
+            spans.append((begin, end))
+            tensors[name] = Tensor(path, shape, dtype, _reader(path, dtype, shape, 8 + length + begin))
+        # no gaps, no overlaps, nothing left over: what the format demands
+        if [0, *(end for _, end in sorted(spans))] != [*(begin for begin, _ in sorted(spans)), size - 8 - length]:
+            raise ValueError("the tensors do not cover the file")
+    except CheckpointError:
+        raise
+    except _NONSENSE as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, damaged or cut short ({size} bytes); download it again"
+        ) from error
     return tensors
+
+
+def _reader(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> Callable[[], np.ndarray]:
+    return lambda: _read(path, dtype, math.prod(shape), offset).reshape(shape)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from indextts_jax.config import entry
 from indextts_jax.convert.table import (
     Row,
     Table,
@@ -19,7 +20,7 @@ from indextts_jax.models.w2vbert import W2VBertConfig
 
 
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
-    path = folder / settings["w2v_stat"]
+    path = folder / entry(settings, "w2v_stat", str)
     statistics = flatten(read_pth(path), path, "statistics.")
     return read_safetensors(folder / "hf_cache" / "w2v-bert-2.0" / "model.safetensors") | statistics
 
@@ -27,7 +28,7 @@ def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
 def config(base: W2VBertConfig, tensors: Tensors, extra: dict[str, Any]) -> W2VBertConfig:
     kind = extra.get("position_embeddings_type", "relative_key"), extra.get("hidden_act", "swish")
     if kind != ("relative_key", "swish"):
-        raise CheckpointError(f"w2v-bert-2.0/config.json: position embeddings and activation are {kind}, not w2v-BERT 2.0's")
+        raise CheckpointError(f"w2v-bert-2.0/config.json: position embeddings and activation {kind} are not supported")
     width, features = tensors["feature_projection.projection.weight"].shape
     return dataclasses.replace(
         base,

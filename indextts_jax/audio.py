@@ -168,13 +168,18 @@ def write_wav(path: str | os.PathLike[str], samples: np.ndarray, rate: int = MEL
     path = Path(path)
     if samples.ndim != 1 or samples.dtype != np.int16:
         raise AudioError(f"{path}: samples {samples.shape} {samples.dtype}; give one channel [N] of int16 (to_int16)")
-    if not path.parent.is_dir():
-        raise AudioError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, rate, format="WAV", subtype="PCM_16")
+    write_whole(path, encoded.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears only once it is complete; a failure leaves what was there before. Raises AudioError."""
+    if not path.parent.is_dir():
+        raise AudioError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        temporary.write_bytes(encoded.getbuffer())
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         raise AudioError(f"cannot write {path}: {error.strerror}; choose another place or free some space") from error

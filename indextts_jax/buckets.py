@@ -5,10 +5,10 @@ on in steps of its last gap: long inputs still run, each in a program of its own
 """
 
 TEXT = (16, 32, 48, 64, 96, 128)  # text ids of a segment
-CODES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)  # 50 per second
-FRAMES = tuple(int(1.72 * codes) + 1 for codes in CODES)  # mel frames of a target; int(1.72 * codes) fits its codes' rung
+CODES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)  # 50 per second of speech
 CACHE = (256, 512, 1024, 1664)  # slots of the key-value cache: paid for at every step
-SECONDS = (4, 8, 15)  # of a voice recording
+SECONDS = (2, 4, 6, 8, 11, 15)  # of a recording
+PROMPT = (192, 352, 528, 704, 960, 1312)  # mel frames of a recording, 86.13 per second
 
 
 def bucket(length: int, ladder: tuple[int, ...]) -> int:

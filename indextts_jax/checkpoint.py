@@ -129,5 +129,12 @@ def load(
     folder = Path(folder)
     cfg, _ = read_description(folder)
     params = {name: restore(folder, name, getattr(cfg, name), jnp.dtype(dtype), sharding) for name in components}
+    return Model(params, cfg, load_text(folder))
+
+
+def load_text(folder: str | Path) -> TextFrontEnd:
+    """The text front end of a converted model, without its weights. Raises FileNotFoundError and ValueError."""
+    folder = Path(folder)
+    read_description(folder)
     glossary = folder / "glossary.yaml"
-    return Model(params, cfg, TextFrontEnd.load(folder / "bpe.model", glossary if glossary.is_file() else None))
+    return TextFrontEnd.load(folder / "bpe.model", glossary if glossary.is_file() else None)

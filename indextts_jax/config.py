@@ -56,89 +56,101 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
+def entry(settings: dict[str, Any], name: str, kind: type[T]) -> T:
+    """The entry of config.yaml under a dotted name, e.g. "gpt.heads". Raises ConfigError where it is not of that kind."""
+    value: Any = settings
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if value is None:
+        raise ConfigError(f"config.yaml: entry {name} is missing")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:  # a bool is no int here
+        raise ConfigError(f"config.yaml: entry {name} is {value!r}, not of type {kind.__name__}")
+    return value
+
+
 def from_yaml(settings: dict[str, Any]) -> Config:
     """The configuration that config.yaml states, official where it is silent. Raises ConfigError."""
-    try:
-        return _from_yaml(settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"config.yaml: entry {error} is missing or of the wrong kind") from None
 
+    def number(name: str) -> int:
+        return entry(settings, name, int)
 
-def _from_yaml(settings: dict[str, Any]) -> Config:
-    gpt, codec, s2mel = settings["gpt"], settings["semantic_codec"], settings["s2mel"]
-    preprocess, dit, wavenet = s2mel["preprocess_params"], s2mel["DiT"], s2mel["wavenet"]
-    spectrum = preprocess["spect_params"]
-    semantic, width = int(codec["hidden_size"]), int(gpt["model_dim"])
-    if gpt["condition_type"] != "conformer_perceiver" or dit["final_layer_type"] != "wavenet":
-        raise ValueError("gpt.condition_type or s2mel.DiT.final_layer_type (only conformer_perceiver and wavenet)")
-
-    def encoder(module: dict[str, Any], latents: int, latent_width: int) -> EncoderConfig:
+    def encoder(name: str, latents: int, latent_width: int) -> EncoderConfig:
         return EncoderConfig(
-            width=module["output_size"],
-            heads=module["attention_heads"],
-            units=module["linear_units"],
-            layers=module["num_blocks"],
+            width=number(f"{name}.output_size"),
+            heads=number(f"{name}.attention_heads"),
+            units=number(f"{name}.linear_units"),
+            layers=number(f"{name}.num_blocks"),
             latents=latents,
             latent_width=latent_width,
-            perceiver_units=int(latent_width * module["perceiver_mult"] * 2 / 3),
+            perceiver_units=int(latent_width * entry(settings, f"{name}.perceiver_mult", float) * 2 / 3),
         )
 
+    for name, known in (("gpt.condition_type", "conformer_perceiver"), ("s2mel.DiT.final_layer_type", "wavenet")):
+        if (value := entry(settings, name, str)) != known:
+            raise ConfigError(f"config.yaml: entry {name} is {value!r}, only {known!r} is supported")
+    spectrum = "s2mel.preprocess_params.spect_params"
+    limits = entry(settings, spectrum, dict)
+    semantic, width = number("semantic_codec.hidden_size"), number("gpt.model_dim")
+    style, mels = number("s2mel.style_encoder.dim"), number(f"{spectrum}.n_mels")
     return Config(
         mel=MelConfig(
-            rate=preprocess["sr"],
-            n_fft=spectrum["n_fft"],
-            window=spectrum["win_length"],
-            hop=spectrum["hop_length"],
-            mels=spectrum["n_mels"],
-            fmin=float(spectrum.get("fmin", 0)),
-            fmax=None if spectrum.get("fmax", "None") == "None" else 8000.0,
+            rate=number("s2mel.preprocess_params.sr"),
+            n_fft=number(f"{spectrum}.n_fft"),
+            window=number(f"{spectrum}.win_length"),
+            hop=number(f"{spectrum}.hop_length"),
+            mels=mels,
+            fmin=entry({"fmin": 0, **limits}, "fmin", float),
+            # the reference takes 8000 for whatever is not "None"
+            fmax=None if limits.get("fmax", "None") == "None" else 8000.0,
         ),
         w2vbert=W2VBertConfig(width=semantic),
         repcodec=RepCodecConfig(
             width=semantic,
-            codes=codec["codebook_size"],
-            code_width=codec["codebook_dim"],
-            channels=codec["vocos_dim"],
-            intermediate=codec["vocos_intermediate_dim"],
-            layers=codec["vocos_num_layers"],
+            codes=number("semantic_codec.codebook_size"),
+            code_width=number("semantic_codec.codebook_dim"),
+            channels=number("semantic_codec.vocos_dim"),
+            intermediate=number("semantic_codec.vocos_intermediate_dim"),
+            layers=number("semantic_codec.vocos_num_layers"),
         ),
-        campplus=CAMPPlusConfig(embedding=s2mel["style_encoder"]["dim"]),
+        campplus=CAMPPlusConfig(embedding=style),
         conditioner=ConditionerConfig(
             semantic=semantic,
             width=width,
-            speaker=encoder(gpt["condition_module"], 32, width),
-            emotion=encoder(gpt["emo_condition_module"], 1, semantic),
+            speaker=encoder("gpt.condition_module", 32, width),
+            emotion=encoder("gpt.emo_condition_module", 1, semantic),
         ),
         gpt=GPTConfig(
             width=width,
-            layers=gpt["layers"],
-            heads=gpt["heads"],
-            texts=gpt["number_text_tokens"] + 1,
-            text_positions=gpt["max_text_tokens"] + 2,
-            codes=gpt["number_mel_codes"],
-            code_positions=gpt["max_mel_tokens"] + 3,
-            start_text=gpt["start_text_token"],
-            stop_text=gpt["stop_text_token"],
-            start_code=gpt["start_mel_token"],
-            stop_code=gpt["stop_mel_token"],
+            layers=number("gpt.layers"),
+            heads=number("gpt.heads"),
+            texts=number("gpt.number_text_tokens") + 1,
+            text_positions=number("gpt.max_text_tokens") + 2,
+            codes=number("gpt.number_mel_codes"),
+            code_positions=number("gpt.max_mel_tokens") + 3,
+            start_text=number("gpt.start_text_token"),
+            stop_text=number("gpt.stop_text_token"),
+            start_code=number("gpt.start_mel_token"),
+            stop_code=number("gpt.stop_mel_token"),
         ),
         s2mel=S2MelConfig(
-            mels=dit["in_channels"],
-            style=s2mel["style_encoder"]["dim"],
+            mels=number("s2mel.DiT.in_channels"),
+            style=style,
             semantic=semantic,
             latent=width,
             latent_layers=(256, 128, semantic),
-            regulator_channels=s2mel["length_regulator"]["channels"],
-            regulator_layers=len(s2mel["length_regulator"]["sampling_ratios"]),
-            content=dit["content_dim"],
-            width=dit["hidden_dim"],
-            heads=dit["num_heads"],
-            depth=dit["depth"],
-            wavenet_width=wavenet["hidden_dim"],
-            wavenet_layers=wavenet["num_layers"],
-            wavenet_kernel=wavenet["kernel_size"],
+            regulator_channels=number("s2mel.length_regulator.channels"),
+            regulator_layers=len(entry(settings, "s2mel.length_regulator.sampling_ratios", list)),
+            content=number("s2mel.DiT.content_dim"),
+            width=number("s2mel.DiT.hidden_dim"),
+            heads=number("s2mel.DiT.num_heads"),
+            depth=number("s2mel.DiT.depth"),
+            wavenet_width=number("s2mel.wavenet.hidden_dim"),
+            wavenet_layers=number("s2mel.wavenet.num_layers"),
+            wavenet_kernel=number("s2mel.wavenet.kernel_size"),
         ),
-        bigvgan=BigVGANConfig(mels=spectrum["n_mels"]),
+        bigvgan=BigVGANConfig(mels=mels),
     )
 
 
@@ -147,19 +159,23 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
-def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `to_dict`. Raises ConfigError for a missing or unknown entry."""
-    hints = typing.get_type_hints(kind)
-    if not isinstance(values, dict) or set(values) != set(hints):
-        raise ConfigError(f"{kind.__name__}: expected the entries {sorted(hints)}, found {sorted(values)}")
-    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+def from_dict(kind: type[T], values: Any) -> T:
+    """The inverse of `to_dict`. Raises ConfigError for a missing, unknown or mistyped entry."""
+    return _typed(kind.__name__, kind, values)
 
 
-def _typed(hint: Any, value: Any) -> Any:
+def _typed(name: str, hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value)
-    if isinstance(hint, types.UnionType):
-        return value
-    if isinstance(value, list):
-        return tuple(_typed(None, item) for item in value)
+        hints = typing.get_type_hints(hint)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            wrong = sorted(value.keys() ^ hints.keys()) if isinstance(value, dict) else "all"
+            raise ConfigError(f"{name}: entries are missing or unknown: {wrong}")
+        fields = {field: _typed(f"{name}.{field}", hints[field], value[field]) for field in hints}
+        return typing.cast(type, hint)(**fields)
+    if isinstance(hint, types.UnionType):  # only "... or None"
+        return None if value is None else _typed(name, typing.get_args(hint)[0], value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_typed(name, typing.get_args(hint)[0], item) for item in value)
+    if type(value) is not hint:
+        raise ConfigError(f"{name}: is {value!r}, expected {hint}")
     return value

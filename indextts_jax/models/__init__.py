@@ -14,6 +14,14 @@ def init(component: str, cfg: Any, key: jax.Array) -> Any:
     return importlib.import_module(f"indextts_jax.models.{component}").init(cfg, key)
 
 
+def random(component: str, cfg: Any, key: jax.Array, dtype: Any) -> Any:
+    """As `init`, made on the device in `dtype`, without a float32 copy of the whole."""
+    def make(key: jax.Array) -> Any:
+        return jax.tree.map(lambda a: a.astype(dtype), init(component, cfg, key))
+
+    return jax.jit(make)(key)
+
+
 def shapes(component: str, cfg: Any) -> Any:
     """The shapes and dtypes of one component's parameters, without making them."""
     return jax.eval_shape(lambda key: init(component, cfg, key), jax.random.key(0))

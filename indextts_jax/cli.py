@@ -1,0 +1,374 @@
+"""The command line: parse, call, report. What a command needs is imported when it runs, so that --help is quick."""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from indextts_jax.checkpoint import Model
+    from indextts_jax.pipeline import Audio, Given, Progress, Voice
+    from indextts_jax.text import Analysis
+
+log = logging.getLogger("indextts_jax")
+
+STAGES = ("codes", "latents", "mel", "vocode")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; -> the exit status. Every expected failure is one line on stderr and a status that is not 0."""
+    options = _parser().parse_args(arguments)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("indextts-jax: %(levelname)s: %(message)s"))
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", 130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail("out of memory; use --dtype bfloat16, a shorter text or a larger machine")
+    except (ValueError, OSError) as error:
+        if os.environ.get("INDEXTTS_TRACEBACK"):
+            raise
+        return _fail(" ".join(str(error).split()))
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail("out of memory on the device; use --dtype bfloat16, a shorter text or a larger device")
+    return 0
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"indextts-jax: error: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("indextts-jax", description="IndexTTS-2 speech synthesis in JAX.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command("convert", _convert, "Convert a model folder in the official layout; PyTorch is not needed.")
+    sub.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="folder with config.yaml, gpt.pth, hf_cache/, ...")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder to make; must not exist")
+    sub.add_argument("--strict", action="store_true", help="refuse files with unknown tensors")
+
+    sub = command("info", _info, "Say what a converted model is made of.")
+    sub.add_argument("model", type=Path, metavar="OUT", help="converted model")
+
+    sub = command("voice", _voice, "Make a Voice file of a recording, or say what is in one.")
+    sub.add_argument("source", type=Path, metavar="FILE", help="recording, or a Voice file (.safetensors) to inspect")
+    sub.add_argument("--model", type=Path, help="converted model", required=True)
+    sub.add_argument("--output", type=Path, help="Voice file to write (.safetensors)")
+    _add_dtype(sub)
+
+    sub = command("text", _text, "Show what the text front end makes of a text.")
+    sub.add_argument("text", help="the text; - reads it from standard input")
+    sub.add_argument("--model", type=Path, help="converted model", required=True)
+    sub.add_argument("--json", action="store_true", help="print normalized, pieces, ids and segments as JSON")
+    sub.add_argument("--segment-tokens", type=int, default=120, metavar="N", help="pieces per segment (%(default)s)")
+
+    sub = command("speak", _speak, "Speak a text in the voice of a recording.")
+    model = sub.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", type=Path, help="converted model")
+    model.add_argument("--random-init", type=Path, metavar="CONFIG", help="random weights of config.yaml's sizes: noise, for benchmarks")
+    sub.add_argument("--voice", type=Path, required=True, help="recording of the speaker, or a Voice file (.safetensors)")
+    text = sub.add_mutually_exclusive_group()
+    text.add_argument("--text", help="what to say (default: standard input)")
+    text.add_argument("--text-file", type=Path, help="file with what to say, UTF-8")
+    sub.add_argument("--output", type=Path, required=True, help="WAV file to write: 22.05 kHz, mono, 16 bit")
+    sub.add_argument("--save", type=Path, metavar="FILE", help="also write codes and mel of every segment (.npz)")
+    sub.add_argument("--flow-noise", type=Path, metavar="FILE", help=".npz with seg0, seg1, ... [1, mels, frames] to start from")
+    sub.add_argument("--seed", type=int, default=0, help="of sampling and noise (%(default)s)")
+    sub.add_argument("--greedy", action="store_true", help="take the best code at each step instead of sampling")
+    sub.add_argument("--temperature", type=float, default=0.8, help="of sampling (%(default)s)")
+    sub.add_argument("--top-k", type=int, default=30, help="sample among the k best codes, 0: all (%(default)s)")
+    sub.add_argument("--top-p", type=float, default=0.8, help="sample among the best of this mass (%(default)s)")
+    sub.add_argument("--repetition-penalty", type=float, default=10.0, help="of codes already drawn (%(default)s)")
+    sub.add_argument("--max-codes", type=int, default=1500, help="per segment, 50 a second (%(default)s)")
+    sub.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
+    sub.add_argument("--cfg-rate", type=float, default=0.7, help="strength of the flow's guidance (%(default)s)")
+    sub.add_argument("--segment-tokens", type=int, default=120, metavar="N", help="text pieces per segment (%(default)s)")
+    sub.add_argument("--silence-ms", type=int, default=200, help="between segments (%(default)s)")
+    _add_dtype(sub)
+    return parser
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and computation (%(default)s)"
+    )
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from indextts_jax.convert import convert
+
+    print(f"{'component':12} {'tensors':>8} {'parameters':>14}  unused")
+
+    def report(done: Any) -> None:
+        print(f"{done.component:12} {done.tensors:8} {done.parameters:14,}  {_summary(done.unused)}", flush=True)
+
+    reports = convert(options.model_dir, options.out, options.strict, report)
+    print(f"{'all':12} {sum(r.tensors for r in reports):8} {sum(r.parameters for r in reports):14,}")
+    print(f"converted to {options.out}")
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Unused tensors by name, those of all layers together, with how many there are of each."""
+    groups = Counter(re.sub(r"\d+", "*", name) for name in names)
+    return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in groups.items()) or "none"
+
+
+def _info(options: argparse.Namespace) -> None:
+    import jax
+
+    from indextts_jax import checkpoint, models
+
+    cfg, source = checkpoint.read_description(options.model)
+    print(f"{options.model}: converted from {source}, format {checkpoint.FORMAT}")
+    for name in models.COMPONENTS:
+        folder = options.model / name
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder, the {name} component is missing; convert the model again")
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(name, getattr(cfg, name))))
+        print(f"{name:12} {count:14,} parameters {size / 1e6:10.1f} MB  {getattr(cfg, name)}")
+    print(f"{'mel':12} {cfg.mel}")
+
+
+def _voice(options: argparse.Namespace) -> None:
+    from indextts_jax import audio, checkpoint, pipeline
+
+    if options.source.suffix == ".safetensors":
+        cfg, _ = checkpoint.read_description(options.model)
+        voice = pipeline.load_voice(options.source, cfg)
+    else:
+        if options.output is None or options.output.suffix != ".safetensors":
+            raise ValueError(f"--output is {options.output}: give the Voice file to write, ending in .safetensors")
+        _check_writable(options.output)
+        recording = audio.load_speaker(options.source)
+        model = _load(options.model, options.dtype)
+        voice = pipeline.listen(model.params, model.cfg, recording)
+        cfg = model.cfg
+        pipeline.save_voice(options.output, voice)
+    seconds = len(voice.mel) * cfg.mel.hop / cfg.mel.rate
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in voice._asdict().items())
+    print(f"{options.output or options.source}: a voice of {seconds:.2f} s; {shapes}")
+
+
+def _text(options: argparse.Namespace) -> None:
+    from indextts_jax.checkpoint import load_text
+
+    text = sys.stdin.read() if options.text == "-" else options.text
+    analysis = load_text(options.model).analyse(text, options.segment_tokens)
+    if options.json:
+        fields = {name: getattr(analysis, name) for name in ("normalized", "pieces", "ids", "segments")}
+        print(json.dumps(fields, ensure_ascii=False))
+        return
+    print(f"normalized  {analysis.normalized}")
+    for i, (pieces, ids) in enumerate(zip(analysis.segments, analysis.segment_ids, strict=True)):
+        print(f"segment {i}   {' '.join(pieces)}\n            {' '.join(map(str, ids))}")
+
+
+def _speak(options: argparse.Namespace) -> None:
+    import jax
+
+    from indextts_jax import audio, pipeline
+    from indextts_jax.decoding import Sampling
+    from indextts_jax.timing import Stopwatch
+
+    # Everything that can be wrong with the arguments is found before the weights are loaded.
+    settings = pipeline.Options(
+        Sampling(options.greedy, options.top_k, options.top_p, options.temperature, options.repetition_penalty),
+        options.max_codes,
+        options.steps,
+        options.cfg_rate,
+        options.silence_ms,
+    )
+    if options.output.suffix.lower() != ".wav":
+        raise ValueError(f"--output is {options.output}: a WAV file is written, so let it end in .wav")
+    for path in filter(None, (options.output, options.save)):
+        _check_writable(path)
+    text = _read_text(options)
+    recording = None if options.voice.suffix == ".safetensors" else audio.load_speaker(options.voice)
+    noise = _read_noise(options.flow_noise) if options.flow_noise else None
+    model, analysis = _model_and_text(options, text)
+    given = _given_noise(noise, len(analysis.segments)) if noise is not None else None
+
+    with Stopwatch() as watch, _progress() as progress:
+        if recording is None:
+            voice: Voice = pipeline.load_voice(options.voice, model.cfg)
+        else:
+            progress("listen", 0, 1)
+            voice = pipeline.listen(model.params, model.cfg, recording)
+        key = jax.random.key(options.seed)
+        [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [key], settings, given, progress)
+    audio.write_wav(options.output, audio.to_int16(speech.samples), speech.rate)
+    if options.save:
+        _save(options.save, speech)
+    seconds, taken = len(speech.samples) / speech.rate, watch.seconds - watch.compiling
+    print(
+        f"{options.output}: {seconds:.2f} s of audio in {taken:.2f} s (real-time factor {taken / seconds:.2f}), "
+        f"{watch.compiling:.1f} s of compilation apart"
+    )
+
+
+# ---- their parts ----------------------------------------------------------------------------------------------------
+
+
+def _load(folder: Path, dtype: str) -> "Model":
+    from indextts_jax import checkpoint
+
+    _configure_jax(dtype)
+    return checkpoint.load(folder, dtype)
+
+
+def _configure_jax(dtype: str) -> None:
+    """The persistent compilation cache, and full products in float32."""
+    import jax
+
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("INDEXTTS_CACHE") or str(Path(base) / "indextts-jax" / "compilation")
+    with contextlib.suppress(OSError):  # without a place to keep them, programs are compiled anew each time
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def _model_and_text(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
+    """The model and the analysed text; the text first, since it fails sooner."""
+    import jax
+
+    from indextts_jax import checkpoint, config, models
+
+    if options.model:
+        analysis = checkpoint.load_text(options.model).analyse(text, options.segment_tokens)
+        return _load(options.model, options.dtype), analysis
+    cfg = config.from_yaml(config.read_yaml(options.random_init))
+    _configure_jax(options.dtype)
+    log.warning("random weights: the output is noise")
+    keys = dict(zip(models.COMPONENTS, jax.random.split(jax.random.key(options.seed), len(models.COMPONENTS)), strict=True))
+    params = {name: models.random(name, getattr(cfg, name), key, options.dtype) for name, key in keys.items()}
+    vocabulary = options.random_init.parent / "bpe.model"
+    front = checkpoint.TextFrontEnd.load(vocabulary) if vocabulary.is_file() else None
+    analysis = front.analyse(text, options.segment_tokens) if front else _bytes_as_text(text, cfg, options.segment_tokens)
+    return checkpoint.Model(params, cfg, front), analysis  # type: ignore[arg-type]
+
+
+def _bytes_as_text(text: str, cfg: Any, budget: int) -> "Analysis":
+    """A stand-in where there are weights but no vocabulary: every byte is an id."""
+    from indextts_jax.text import Analysis, split
+
+    ids = [2 + byte % (cfg.gpt.texts - 3) for byte in text.strip().encode()]
+    if not ids:
+        raise ValueError("the text is empty: give at least one letter")
+    pieces = [chr(i) for i in ids]
+    segments = split(pieces, budget)
+    return Analysis(text, pieces, ids, segments, [[ord(piece) for piece in segment] for segment in segments], [])
+
+
+def _read_text(options: argparse.Namespace) -> str:
+    if options.text is not None:
+        return options.text
+    if options.text_file is None:
+        if sys.stdin.isatty():
+            raise ValueError("no text: give --text, --text-file or standard input")
+        return sys.stdin.read()
+    try:
+        return options.text_file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{options.text_file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder, so {path.name} cannot be written there; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent}: not writable; choose another folder for {path.name}")
+
+
+def _read_noise(path: Path) -> list[Any]:
+    import zipfile
+
+    import numpy as np
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --flow-noise takes an .npz")
+    try:
+        with np.load(path) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path}: not an .npz file ({error})") from None
+    rows = [found[f"seg{i}"] for i in range(len(found)) if f"seg{i}" in found]
+    if not rows or len(rows) != len(found) or any(row.ndim != 3 or len(row) != 1 for row in rows):
+        shapes = {name: array.shape for name, array in found.items()}
+        raise ValueError(f"{path}: expected seg0, seg1, ... of shape [1, mels, frames], found {shapes}")
+    return rows
+
+
+def _given_noise(rows: list[Any], segments: int) -> "list[list[Given]]":
+    from indextts_jax.pipeline import Given
+
+    if len(rows) != segments:
+        raise ValueError(f"--flow-noise holds noise for {len(rows)} segments, but the text has {segments}")
+    return [[Given(noise=row[0].T) for row in rows]]
+
+
+def _save(path: Path, speech: "Audio") -> None:
+    import io
+
+    import numpy as np
+
+    from indextts_jax.audio import write_whole
+
+    arrays = {}
+    for i, segment in enumerate(speech.segments):
+        arrays[f"seg{i}.codes"] = segment.codes
+        arrays[f"seg{i}.mel"] = segment.mel.T
+        arrays[f"seg{i}.samples"] = np.array([segment.start, segment.end])
+        arrays[f"seg{i}.stopped"] = np.array(segment.stopped)
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_whole(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def _progress() -> "Iterator[Progress]":
+    """A bar on a terminal that counts the stages of all segments; silent in a pipe."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    with tqdm(total=1, disable=None, leave=False, bar_format="{desc} {bar} {n}/{total} [{elapsed}]") as bar, logging_redirect_tqdm():
+
+        def show(stage: str, segment: int, segments: int) -> None:
+            bar.total = 1 + segments * len(STAGES)
+            bar.n = 0 if stage == "listen" else 1 + segment * len(STAGES) + STAGES.index(stage)
+            bar.set_description(f"segment {segment + 1}/{segments} {stage:8}" if stage != "listen" else f"{stage:20}")
+
+        yield show
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Time without compilation: what JAX itself reports of tracing, lowering and compiling, laid side by side."""
+
+import time
+from types import TracebackType
+
+import jax
+
+_COMPILING = "/jax/core/compile/"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Stopwatch:
+    """Seconds since it was started, and how many of them went into compilation; use as a context manager.
+
+    JAX reports nested durations (one traced function inside another), so they are taken as intervals and their union
+    is measured.
+    """
+
+    def __enter__(self) -> "Stopwatch":
+        self._intervals: list[tuple[float, float]] = []
+        self.programs = 0  # compiled or fetched from the persistent cache
+        self._begin, self._end = time.perf_counter(), 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end = time.perf_counter()
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_: object) -> None:
+        if event.startswith(_COMPILING):
+            now = time.perf_counter()
+            self._intervals.append((now - seconds, now))
+            self.programs += event == _COMPILED
+
+    @property
+    def seconds(self) -> float:
+        return (self._end or time.perf_counter()) - self._begin
+
+    @property
+    def compiling(self) -> float:
+        total, reached = 0.0, self._begin
+        for begin, end in sorted(self._intervals):
+            total += max(0.0, end - max(begin, reached))
+            reached = max(reached, end)
+        return total
