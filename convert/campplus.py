@@ -17,6 +17,7 @@ from indextts_jax.convert.tensors import Tensors, flatten, read_pth
 from indextts_jax.models.campplus import CAMPPlusConfig
 
 _conv = batch_norm_after(convolution)
+_last = batch_norm_after(pointwise, affine=False)
 
 
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
@@ -46,7 +47,7 @@ def table(cfg: CAMPPlusConfig) -> Table:
         Row(("head.conv2", "head.bn2"), "head/out", _conv),
         Row(("xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm"), "in", _conv),
         Row("xvector.out_nonlinear.batchnorm", "out_norm", batch_norm),
-        Row(("xvector.dense.linear", "xvector.dense.nonlinear.batchnorm"), "out", batch_norm_after(pointwise, affine=False)),
+        Row(("xvector.dense.linear", "xvector.dense.nonlinear.batchnorm"), "out", _last),
     ]
     for i in range(2):
         theirs, ours = f"head.layer{i + 1}", f"head/layer_{i}"

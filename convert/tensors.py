@@ -12,8 +12,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -76,9 +77,10 @@ _ADMITTED = _STORAGES.keys() | _TENSOR | _PARAMETER | _DICT | _NAMES
 # What zipfile, pickletools and the code below raise for a file that makes no sense.
 _NONSENSE = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, AttributeError, LookupError, TypeError, ValueError,
-    ArithmeticError, RuntimeError,
+    ArithmeticError, RuntimeError, OSError,
 )  # fmt: skip
 _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how PyTorch's files began before version 1.6
+_MOST_DIMENSIONS = 32
 _LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 
 
@@ -114,7 +116,7 @@ class _Pickle:
             del stack[at:]
             return values
 
-        for instruction, value, _ in pickletools.genops(self._stored("data.pkl")):
+        for instruction, value, _ in pickletools.genops(self.entry("data.pkl")):
             match instruction.name:
                 case "PROTO" | "FRAME":
                     pass
@@ -169,16 +171,25 @@ class _Pickle:
                     )
         raise EOFError
 
-    def _stored(self, name: str) -> bytes:
-        info = self._archive.getinfo(self._root + name)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed")
-        return self._archive.read(info)
+    def entry(self, name: str) -> bytes:
+        """A whole entry of the archive."""
+        return self._archive.read(self._plain(name))
+
+    def _plain(self, name: str) -> zipfile.ZipInfo:
+        """Where an entry is. Only uncompressed ones: they are no larger than the file, a compressed one could be."""
+        try:
+            info = self._archive.getinfo(self._root + name)
+        except KeyError:
+            raise CheckpointError(f"{self._path}: damaged, its {name!r} is missing; download it again") from None
+        whole = info.compress_size == info.file_size <= self._path.stat().st_size - info.header_offset
+        if info.compress_type != zipfile.ZIP_STORED or not whole:
+            raise CheckpointError(f"{self._path}: damaged, its {name!r} is compressed or cut short; download it again")
+        return info
 
     def _name(self, module: str, name: str) -> _Name:
         if (full := ".".join((module, name))) not in _ADMITTED:
             raise CheckpointError(
-                f"{self._path}: refused, its pickle asks for {full}, which is more than tensors need and could "
+                f"{self._path}: refused, its pickle asks for {full!r}, which is more than tensors need and could "
                 "run code; save the state dict alone with torch.save"
             )
         return _Name(full)
@@ -195,34 +206,29 @@ class _Pickle:
 
     def _storage(self, _: str, kind: _Name, key: str, __: str, size: int) -> _Storage:
         dtype = np.dtype(_STORAGES[kind.name])
-        entry = "".join((self._root, "data/", key))
-        try:
-            info = self._archive.getinfo(entry)
-        except KeyError:
-            raise CheckpointError(f"{self._path}: damaged, {entry} is missing; download it again") from None
+        info = self._plain("data/" + key)
         file = self._archive.fp
         assert file is not None
         file.seek(info.header_offset)
         header = file.read(30)  # the local header's name and extra lengths differ from the directory's
         offset = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
         length = size * dtype.itemsize
-        stored = info.compress_type == zipfile.ZIP_STORED and 0 <= length <= info.file_size
-        if not stored or offset + length > self._path.stat().st_size:
-            raise CheckpointError(
-                f"{self._path}: damaged, {entry} is not a plain storage of {size} {dtype.name}; download it again"
-            )
+        if not 0 <= length <= info.file_size or offset + length > self._path.stat().st_size:
+            raise CheckpointError(f"{self._path}: damaged, its {'data/' + key!r} is too short; download it again")
         return _Storage(dtype, offset, size)
 
     def _tensor(self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
         path, shape, strides = self._path, tuple(shape), tuple(strides)
         numbers = (offset, *shape, *strides)
-        if not isinstance(storage, _Storage) or not all(isinstance(n, int) for n in numbers) or len(shape) > 32:
+        if not isinstance(storage, _Storage) or not all(isinstance(n, int) for n in numbers):
             raise TypeError("a tensor of no storage, or of no shape")
+        if len(shape) > _MOST_DIMENSIONS:
+            raise ValueError("too many dimensions")
         count = math.prod(shape)
         span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if count else 0
         # A tensor larger than its storage repeats elements, which no weight does; it could claim any size.
         if min(numbers) < 0 or offset + span > storage.size or count > storage.size:
-            raise CheckpointError(f"{path}: damaged, a tensor {shape} lies outside its storage; download it again")
+            raise CheckpointError(f"{path}: damaged, a tensor {shape} does not fit into its storage; download it again")
         width = storage.dtype.itemsize
 
         def read() -> np.ndarray:
@@ -238,42 +244,17 @@ def _update(target: Any, names: Sequence[Any], values: Sequence[Any]) -> None:
     target.update(zip(names, values, strict=True))
 
 
-def _read(path: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-    flat = np.fromfile(path, dtype, count=count, offset=offset)
-    if flat.size != count:
-        raise CheckpointError(f"{path}: became shorter while it was read; convert again")
-    return flat
-
-
-def _size(path: Path) -> int:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    return path.stat().st_size
-
-
 def read_pth(path: Path) -> Any:
     """The object in a PyTorch zip file, with every tensor as an unread `Tensor`.
 
     Raises FileNotFoundError, or CheckpointError when it is no such file, is cut short, or holds more than tensors.
     """
-    size = _size(path)
-    with path.open("rb") as file:
-        if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
-            raise CheckpointError(f"{path}: of a PyTorch before 1.6; load it and save it again with a newer torch.save")
-        try:
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-                (root,) = (name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl"))
-                pickled = _Pickle(path, archive, root)
-                if f"{root}byteorder" in names and pickled._stored("byteorder") != b"little":
-                    raise CheckpointError(f"{path}: of a big-endian machine; save it again on a little-endian one")
-                return pickled.load()
-        except CheckpointError:
-            raise
-        except _NONSENSE as error:
-            raise CheckpointError(
-                f"{path}: not a PyTorch file, damaged or cut short ({size} bytes); download it again"
-            ) from error
+    return _parsed(path, _parse_pth, "PyTorch")
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """The tensors of a safetensors file, unread. Raises FileNotFoundError or CheckpointError."""
+    return _parsed(path, _parse_safetensors, "safetensors")
 
 
 def flatten(state: Any, path: Path, prefix: str = "") -> Tensors:
@@ -286,39 +267,68 @@ def flatten(state: Any, path: Path, prefix: str = "") -> Tensors:
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
-def read_safetensors(path: Path) -> Tensors:
-    """The tensors of a safetensors file, unread. Raises FileNotFoundError or CheckpointError."""
-    size = _size(path)
+def _parsed(path: Path, parse: Callable[[Path, BinaryIO, int], Any], kind: str) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            return parse(path, file, size)
+        except CheckpointError:
+            raise
+        except _NONSENSE as error:
+            raise CheckpointError(
+                f"{path}: not a {kind} file, or damaged or cut short ({size} bytes); download it again"
+            ) from error
+
+
+def _parse_pth(path: Path, file: BinaryIO, size: int) -> Any:
+    if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
+        raise CheckpointError(f"{path}: of a PyTorch before 1.6; load it and save it again with a newer torch.save")
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        (root,) = (name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl"))
+        pickled = _Pickle(path, archive, root)
+        if f"{root}byteorder" in names and pickled.entry("byteorder") != b"little":
+            raise CheckpointError(f"{path}: of a big-endian machine; save it again on a little-endian one")
+        return pickled.load()
+
+
+def _parse_safetensors(path: Path, file: BinaryIO, size: int) -> Tensors:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError("the header is longer than the file")
+    header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
     tensors: Tensors = {}
     spans = []
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size - 8, _LONGEST_HEADER):
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            if entry["dtype"] not in _SAFETENSORS:
-                raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}, which is not supported")
-            dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            count = math.prod(shape)
-            if not all(isinstance(n, int) and n >= 0 for n in shape) or end - begin != count * dtype.itemsize:
-                raise ValueError(f"{name} does not fill its bytes")
-            spans.append((begin, end))
-            tensors[name] = Tensor(path, shape, dtype, _reader(path, dtype, shape, 8 + length + begin))
-        # no gaps, no overlaps, nothing left over: what the format demands
-        if [0, *(end for _, end in sorted(spans))] != [*(begin for begin, _ in sorted(spans)), size - 8 - length]:
-            raise ValueError("the tensors do not cover the file")
-    except CheckpointError:
-        raise
-    except _NONSENSE as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file, damaged or cut short ({size} bytes); download it again"
-        ) from error
+    for name, entry in header.items():
+        if entry["dtype"] not in _SAFETENSORS:
+            raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}, which is not supported")
+        dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if not all(isinstance(n, int) and n >= 0 for n in (begin, *shape)) or len(shape) > _MOST_DIMENSIONS:
+            raise ValueError(f"{name} has no shape")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} does not fill its bytes")
+        spans.append((begin, end))
+        tensors[name] = Tensor(path, shape, dtype, partial(_read_shaped, path, dtype, shape, 8 + length + begin))
+    at = 0
+    for begin, end in sorted(spans):  # the format allows neither gaps nor overlaps
+        if begin != at:
+            raise ValueError("a gap or an overlap")
+        at = end
+    if at != size - 8 - length:
+        raise ValueError("longer or shorter than its header says")
     return tensors
 
 
-def _reader(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> Callable[[], np.ndarray]:
-    return lambda: _read(path, dtype, math.prod(shape), offset).reshape(shape)
+def _read_shaped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    return _read(path, dtype, math.prod(shape), offset).reshape(shape)
+
+
+def _read(path: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+    flat = np.fromfile(path, dtype, count=count, offset=offset)
+    if flat.size != count:
+        raise CheckpointError(f"{path}: became shorter while it was read; convert again")
+    return flat

@@ -47,12 +47,18 @@ class Model(NamedTuple):
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` when the block ends, and is removed when it fails."""
-    if target.exists():
+    """A temporary folder beside `target` that becomes `target` when the block ends, and is removed when it fails.
+
+    Raises ModelError when `target` exists, FileNotFoundError or another OSError when nothing can be written there.
+    """
+    if os.path.lexists(target):
         raise ModelError(f"{target}: exists already; remove it or choose another folder")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such folder, so {target.name} cannot be written there")
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise type(error)(f"{target.parent}: {target.name} cannot be written there ({error.strerror})") from None
     try:
         partial.chmod(0o755)
         yield partial
@@ -62,10 +68,14 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 def save(folder: Path, component: str, tree: Any) -> None:
-    """Write one component's parameters, numpy or JAX arrays, into an open folder."""
+    """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises OSError."""
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=_CONCURRENT_GB)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
+    except ValueError as error:  # which is what a full disk is to TensorStore; the last part of its text says so
+        reason = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
+        raise OSError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
 
 
 def save_description(folder: Path, cfg: Config, source: str) -> None:
@@ -78,9 +88,10 @@ def read_description(folder: Path) -> tuple[Config, str]:
     """The configuration and source of a converted folder. Raises FileNotFoundError or ModelError."""
     path = folder / "model.json"
     if not path.is_file():
-        hint = "this is an unconverted model: run `indextts-jax convert` on it" if (folder / "config.yaml").is_file() else (
-            "a converted model holds it: run `indextts-jax convert MODEL_DIR OUT`"
-        )  # fmt: skip
+        if (folder / "config.yaml").is_file():
+            hint = "this is an unconverted model: run `indextts-jax convert` on it"
+        else:
+            hint = "a converted model holds it: run `indextts-jax convert MODEL_DIR OUT`"
         raise FileNotFoundError(f"{path}: no such file; {hint}")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -99,16 +110,18 @@ def restore(folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: 
     """
     path = folder.absolute() / component
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder, the {component} component is missing; convert the model again")
+        raise FileNotFoundError(f"{path}: the {component} component is missing; convert the model again")
     place = sharding or SingleDeviceSharding(jax.devices()[0])
-    like = models.shapes(component, cfg)
-    arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB)
     try:
+        like = models.shapes(component, cfg)
+        arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
         with ocp.Checkpointer(handler) as checkpointer:
             tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments))
-    except (ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (jax.errors.JaxRuntimeError, MemoryError):  # no room for it is no damage
+        raise
+    except Exception as error:  # Orbax raises Exception itself for an array cut short, and many others
+        reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{path}: damaged or of another configuration ({reason}); convert the model again") from error
     wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, like)
     if any(jax.tree.leaves(wrong)):

@@ -1,7 +1,7 @@
 """config.yaml -> one frozen dataclass per component; the same as JSON in a converted folder.
 
-The file leaves some sizes out (semantic width, widths of the latent layers, ...): here they take the official values, and
-the converters read them off the tensors instead.
+The file leaves some sizes out (semantic width, widths of the latent layers, ...): here they take the official values,
+and the converters read them off the tensors instead.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ class Config:
     """Every size of the system. `Config()` is the official IndexTTS-2."""
 
     mel: MelConfig = field(default_factory=MelConfig)
-    w2vbert: W2VBertConfig = W2VBertConfig()
-    repcodec: RepCodecConfig = RepCodecConfig()
-    campplus: CAMPPlusConfig = CAMPPlusConfig()
-    conditioner: ConditionerConfig = ConditionerConfig()
-    gpt: GPTConfig = GPTConfig()
-    s2mel: S2MelConfig = S2MelConfig()
-    bigvgan: BigVGANConfig = BigVGANConfig()
+    w2vbert: W2VBertConfig = field(default_factory=W2VBertConfig)
+    repcodec: RepCodecConfig = field(default_factory=RepCodecConfig)
+    campplus: CAMPPlusConfig = field(default_factory=CAMPPlusConfig)
+    conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
+    gpt: GPTConfig = field(default_factory=GPTConfig)
+    s2mel: S2MelConfig = field(default_factory=S2MelConfig)
+    bigvgan: BigVGANConfig = field(default_factory=BigVGANConfig)
 
 
 class ConfigError(ValueError):
@@ -57,7 +57,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def entry(settings: dict[str, Any], name: str, kind: type[T]) -> T:
-    """The entry of config.yaml under a dotted name, e.g. "gpt.heads". Raises ConfigError where it is not of that kind."""
+    """The entry of config.yaml under a dotted name, e.g. "gpt.heads". Raises ConfigError if it is not of that kind."""
     value: Any = settings
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,6 +1,7 @@
 """Strict dtype and rank promotion, exact products, and the tiny checkpoint, converted once per run."""
 
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,3 +34,11 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
     return Tiny()
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as a converted folder."""
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    convert.convert(Tiny.folder, out, strict=True)
+    return out

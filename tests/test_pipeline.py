@@ -1,0 +1,217 @@
+"""The whole system against the reference, from files to samples; given stages; gradients; no recompilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
+from indextts_jax import audio, buckets, checkpoint, pipeline
+from indextts_jax.decoding import Sampling
+from indextts_jax.pipeline import Given, Options
+from indextts_jax.timing import Stopwatch
+
+GREEDY = Options(Sampling(greedy=True), max_codes=40)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def model(converted):
+    return checkpoint.load(converted)
+
+
+@pytest.fixture(scope="module")
+def voice(model):
+    return pipeline.listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+
+
+def speak(model, text, voice, key=KEY, options=GREEDY, given=None, budget=120):
+    analysis = model.text.analyse(text, budget)
+    [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [key], options, given and [given])
+    return speech
+
+
+def noise_of(arrays, segments):
+    return [Given(noise=arrays[f"seg{i}.cfm.noise"][0].T) for i in range(segments)]
+
+
+def differences(speech, arrays):
+    """Which of codes, mel and samples differ from a golden file by more than they may."""
+    found = set()
+    for i, segment in enumerate(speech.segments):
+        codes = arrays[f"seg{i}.gpt.codes"][0]
+        codes = codes[: list(codes).index(129)] if 129 in codes else codes
+        if segment.codes.tolist() != codes.tolist():
+            found.add("codes")
+        if absolute(segment.mel, arrays[f"seg{i}.bigvgan.in"][0].T) > TOLERANCE["mel"]:
+            found.add("mel")
+    samples = audio.to_int16(speech.samples).astype(np.int32)
+    if absolute(samples, arrays["wav_int16"][:, 0].astype(np.int32)) > TOLERANCE["samples"]:
+        found.add("samples")
+    return found
+
+
+# ---- against the reference ------------------------------------------------------------------------------------------
+
+
+def test_voice_equals_reference(model, voice):
+    arrays = golden("en_greedy")
+    assert relative(voice.latents, arrays["seg0.gpt.speech_conditioning_latent"][0]) <= TOLERANCE["component"]
+    assert relative(voice.emotion, arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
+    assert relative(voice.base, arrays["seg0.gpt.emo_layer.spk.out"][0]) <= TOLERANCE["component"]
+    assert relative(voice.style, arrays["campplus.out"][0]) <= TOLERANCE["style of a recording"]
+    assert absolute(voice.mel, arrays["ref_mel"][0].T) <= TOLERANCE["front end rounding"]
+    assert relative(voice.content, arrays["prompt_condition"][0]) <= TOLERANCE["component"]
+
+
+def test_three_segments_equal_reference(model, voice):
+    arrays = golden("en_segments")
+    text = "Hello world, this is a small test. Where is the money? I do not know, please read the next sentence slowly."
+    speech = speak(model, text, voice, given=noise_of(arrays, 3), budget=24)
+    assert not differences(speech, arrays)
+    starts = [(segment.start, segment.end) for segment in speech.segments]
+    assert starts == [(0, 17408), (17408 + 4410, 2 * 17408 + 4410), (2 * 17408 + 8820, 3 * 17408 + 8820)]
+    assert not speech.samples[17408 : 17408 + 4410].any()
+    assert differences(speech._replace(segments=speech.segments[::-1]), arrays) == {"codes", "mel"}
+
+
+def test_chinese_with_a_given_emotion_equals_reference(model):
+    arrays = golden("zh_greedy_emotion_audio")
+    voice = pipeline.listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k_odd.wav"))
+    assert relative(voice.style, arrays["campplus.out"][0]) <= TOLERANCE["style of a recording"]
+    # the emotion recording, mixed in by 0.6
+    semantic, lengths = pipeline.hear(model.params, model.cfg, [audio.load_emotion(FIXTURES / "audio" / "emotion.wav")])
+    vector = pipeline.conditioner.emotion_vector(model.params["conditioner"], model.cfg.conditioner, semantic, lengths)
+    mixed = pipeline.mix(voice.base, np.asarray(vector[0]), 0.6)
+    assert relative(mixed, arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
+    voice = voice._replace(emotion=arrays["seg0.gpt.emo_vec"][0])
+    text = "今天天气很好，我们去公园吧。你好世界，这是一个测试。"
+    assert not differences(speak(model, text, voice, given=noise_of(arrays, 1)), arrays)
+
+
+# ---- one call after another -----------------------------------------------------------------------------------------
+
+
+def test_same_key_same_audio_and_nothing_is_compiled_twice(model, voice):
+    options = Options(Sampling(), max_codes=30)
+    first = speak(model, "One small test.", voice, jax.random.key(3), options)
+    with Stopwatch() as watch:
+        again = speak(model, "One small test.", voice, jax.random.key(3), options)
+        speak(model, "Two other ones.", voice, jax.random.key(4), options)  # of the same buckets
+    assert watch.programs == 0
+    np.testing.assert_array_equal(first.samples, again.samples)
+    other = speak(model, "One small test.", voice, jax.random.key(4), options)
+    assert first.segments[0].codes.tolist() != other.segments[0].codes.tolist()
+
+
+def test_buckets_change_nothing(model, voice, monkeypatch):
+    speech = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=20, steps=5))
+    for name, ladder in {"TEXT": (9, 10), "CODES": (20, 21), "PROMPT": (393, 400), "CACHE": (70, 90)}.items():
+        monkeypatch.setattr(buckets, name, ladder)
+    exact = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=20, steps=5))
+    assert speech.segments[0].codes.tolist() == exact.segments[0].codes.tolist()
+    assert relative(speech.segments[0].mel, exact.segments[0].mel) <= TOLERANCE["component"]
+    assert relative(speech.samples, exact.samples) <= TOLERANCE["component"]
+
+
+def test_given_stages_replace_their_own(model, voice):
+    options = Options(Sampling(greedy=True), max_codes=20, steps=3)
+    speech = speak(model, "One small test.", voice, options=options)
+    [segment] = speech.segments
+    by_codes = speak(model, "One small test.", voice, options=options, given=[Given(codes=segment.codes)])
+    assert relative(by_codes.samples, speech.samples) <= TOLERANCE["block"]
+    by_mel = speak(model, "One small test.", voice, options=options, given=[Given(mel=segment.mel)])
+    assert relative(by_mel.samples, speech.samples) <= TOLERANCE["component"]
+    zeros = np.zeros((20, model.cfg.gpt.width), np.float32)
+    by_latents = speak(
+        model, "One small test.", voice, options=options, given=[Given(codes=segment.codes, latents=zeros)]
+    )
+    assert relative(by_latents.segments[0].mel, segment.mel) > 0.01
+    with pytest.raises(ValueError, match="noise has shape"):
+        speak(model, "One small test.", voice, options=options, given=[Given(noise=np.zeros((7, 80)))])
+    with pytest.raises(ValueError, match="codec has 0 to 127"):
+        speak(model, "One small test.", voice, options=options, given=[Given(codes=[1, 128])])
+    with pytest.raises(ValueError, match="2 segments are given"):
+        speak(model, "One small test.", voice, options=options, given=[Given(), Given()])
+
+
+def test_a_cut_segment_is_flagged_and_named(model, voice, caplog):
+    speech = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=5, steps=2))
+    assert not speech.segments[0].stopped
+    assert "segment 1 of 1 was cut off after 5 codes" in caplog.text
+
+
+def test_what_does_not_fit_the_model_is_refused(model, voice):
+    long = model.text.analyse("small test " * 150, budget=1000)
+    with pytest.raises(ValueError, match="the model takes 200: use shorter segments"):
+        pipeline.speak(model.params, model.cfg, [long], [voice], [KEY])
+    foreign = model.text.analyse("One small test.")._replace(segment_ids=[[700]])
+    with pytest.raises(ValueError, match=r"bpe\.model belongs to another model"):
+        pipeline.speak(model.params, model.cfg, [foreign], [voice], [KEY])
+    with pytest.raises(ValueError, match="not parallel"):
+        pipeline.speak(model.params, model.cfg, [foreign], [voice, voice], [KEY])
+
+
+@pytest.mark.parametrize("bad", [{"max_codes": 0}, {"steps": 0}, {"silence_ms": -1}, {"guidance": -0.1}])
+def test_bad_options_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Options(**bad)
+
+
+# ---- voice files ----------------------------------------------------------------------------------------------------
+
+
+def test_voice_files_round_trip(model, voice, tmp_path):
+    path = tmp_path / "voice.safetensors"
+    pipeline.save_voice(path, voice)
+    loaded = pipeline.load_voice(path, model.cfg)
+    for a, b in zip(loaded, voice, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [file.name for file in tmp_path.iterdir()] == ["voice.safetensors"]
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"voice\.safetensors: not a voice file, or cut short"):
+        pipeline.load_voice(path, model.cfg)
+    pipeline.save_voice(path, voice._replace(latents=np.zeros((32, 7), np.float32)))
+    with pytest.raises(ValueError, match="made with another model"):
+        pipeline.load_voice(path, model.cfg)
+    with pytest.raises(ValueError, match="not a voice file of this version"):
+        pipeline.load_voice(FIXTURES / "tiny" / "hf_cache" / "semantic_codec_model.safetensors", model.cfg)
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_of_the_audio_agree_with_finite_differences(model, voice):
+    """A loss on the samples, with respect to noise, emotion and speaker latents, codes given."""
+    cfg = model.cfg
+    short = voice._replace(mel=voice.mel[:40], content=voice.content[:40])
+    voices = pipeline.gather([short])._replace(
+        mel=jnp.asarray(short.mel)[None], content=jnp.asarray(short.content)[None]
+    )
+    texts, lengths = pipeline.text_batch(cfg, [model.text.analyse("One small test.").ids])
+    codes = jax.random.randint(jax.random.key(1), (1, 8), 0, cfg.repcodec.codes)
+    weights = jax.random.normal(jax.random.key(2), (1, pipeline.target_frames(8) * cfg.bigvgan.hop))
+    inputs = {
+        "noise": jax.random.normal(jax.random.key(3), (1, pipeline.target_frames(8), cfg.s2mel.mels)),
+        "emotion": voices.emotion,
+        "latents": voices.latents,
+    }
+
+    @jax.jit
+    def loss(inputs):
+        there = voices._replace(emotion=inputs["emotion"], latents=inputs["latents"])
+        out = pipeline.render(
+            model.params, cfg, there, texts, lengths, codes, jnp.array([8]), inputs["noise"], steps=4
+        )
+        return (out.samples * weights).mean() * 100
+
+    gradient = jax.jit(jax.grad(loss))(inputs)
+    for i, name in enumerate(inputs):
+        # random, but uphill everywhere: a slope large enough to be measured in float32
+        direction = jnp.sign(gradient[name]) * jnp.abs(jax.random.normal(jax.random.key(10 + i), inputs[name].shape))
+        slope = float((gradient[name] * direction).sum())
+        step = 1e-3
+        ends = [float(loss({**inputs, name: inputs[name] + s * step * direction})) for s in (1, -1)]
+        measured = (ends[0] - ends[1]) / (2 * step)
+        assert abs(slope) > 1e-4, name
+        assert abs(slope - measured) <= TOLERANCE["gradient"] * abs(measured), name
