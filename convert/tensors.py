@@ -200,7 +200,9 @@ class _Pickle:
             return self._tensor(*arguments[:4])
         if function.name in _PARAMETER:
             return arguments[0]
-        if function.name in _DICT:
+        if function.name in _DICT:  # of nothing, of a dict, or of a type and perhaps a dict
+            if not all(isinstance(argument, dict | _Name) for argument in arguments):
+                raise TypeError("a dict of something else")
             return next((argument for argument in arguments if isinstance(argument, dict)), {})
         return function
 
@@ -261,6 +263,8 @@ def flatten(state: Any, path: Path, prefix: str = "") -> Tensors:
     """A state dict as tensors by name. What is neither a dict nor, inside it, a tensor is an error that names it."""
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dict of tensors, found {type(state).__name__}")
+    if not state:
+        raise CheckpointError(f"{path}: holds no tensors; download it again")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: {prefix}{name} is {type(value).__name__}, not a tensor")

@@ -8,6 +8,8 @@ TEXT = (16, 32, 48, 64, 96, 128)  # text ids of a segment
 CODES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)  # 50 per second of speech
 CACHE = (256, 512, 1024, 1664)  # slots of the key-value cache: paid for at every step
 SECONDS = (2, 4, 6, 8, 11, 15)  # of a recording
+# Prompt and target together, of which the flow's cost is more than linear: finer than the others.
+FRAMES = (*range(192, 768, 64), *range(768, 1536, 128), *range(1536, 3073, 256))
 PROMPT = (192, 352, 528, 704, 960, 1312)  # mel frames of a recording, 86.13 per second
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--text-file", type=Path, help="file with what to say, UTF-8")
     sub.add_argument("--output", type=Path, required=True, help="WAV file to write: 22.05 kHz, mono, 16 bit")
     sub.add_argument("--save", type=Path, metavar="FILE", help="also write codes and mel of every segment (.npz)")
+    sub.add_argument("--plot", type=Path, metavar="FILE", help="also draw the mel of every segment (.png, needs matplotlib)")
     sub.add_argument("--flow-noise", type=Path, metavar="FILE", help=".npz with seg0, seg1, ... [1, mels, frames] to start from")
     sub.add_argument("--seed", type=int, default=0, help="of sampling and noise (%(default)s)")
     sub.add_argument("--greedy", action="store_true", help="take the best code at each step instead of sampling")
@@ -205,8 +207,10 @@ def _speak(options: argparse.Namespace) -> None:
     )
     if options.output.suffix.lower() != ".wav":
         raise ValueError(f"--output is {options.output}: a WAV file is written, so let it end in .wav")
-    for path in filter(None, (options.output, options.save)):
+    for path in filter(None, (options.output, options.save, options.plot)):
         _check_writable(path)
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install 'indextts-jax[plot]'")
     text = _read_text(options)
     recording = None if options.voice.suffix == ".safetensors" else audio.load_speaker(options.voice)
     noise = _read_noise(options.flow_noise) if options.flow_noise else None
@@ -224,6 +228,8 @@ def _speak(options: argparse.Namespace) -> None:
     audio.write_wav(options.output, audio.to_int16(speech.samples), speech.rate)
     if options.save:
         _save(options.save, speech)
+    if options.plot:
+        _plot(options.plot, speech, options.output.name)
     seconds, taken = len(speech.samples) / speech.rate, watch.seconds - watch.compiling
     print(
         f"{options.output}: {seconds:.2f} s of audio in {taken:.2f} s (real-time factor {taken / seconds:.2f}), "
@@ -351,6 +357,25 @@ def _save(path: Path, speech: "Audio") -> None:
         arrays[f"seg{i}.stopped"] = np.array(segment.stopped)
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_whole(path, content.getvalue())
+
+
+def _plot(path: Path, speech: "Audio", title: str) -> None:
+    import io
+
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from indextts_jax.audio import write_whole
+
+    mels = [segment.mel.T for segment in speech.segments]
+    seconds = sum(segment.end - segment.start for segment in speech.segments) / speech.rate
+    figure = Figure(figsize=(max(5.0, 3 * seconds), 3.5), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="s", ylabel="mel band")
+    image = axes.imshow(np.concatenate(mels, axis=1), origin="lower", aspect="auto", extent=(0, seconds, 0, len(mels[0])))
+    figure.colorbar(image, label="log amplitude")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
     write_whole(path, content.getvalue())
 
 

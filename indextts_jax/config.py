@@ -101,7 +101,7 @@ def from_yaml(settings: dict[str, Any]) -> Config:
             window=number(f"{spectrum}.win_length"),
             hop=number(f"{spectrum}.hop_length"),
             mels=mels,
-            fmin=entry({"fmin": 0, **limits}, "fmin", float),
+            fmin=entry(settings, f"{spectrum}.fmin", float) if "fmin" in limits else 0.0,
             # the reference takes 8000 for whatever is not "None"
             fmax=None if limits.get("fmax", "None") == "None" else 8000.0,
         ),

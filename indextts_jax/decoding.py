@@ -113,9 +113,7 @@ def _active(state: State, limit: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("cfg", "capacity"))
-def start(
-    params: dict, cfg: GPTConfig, prefix: Prefix, keys: Array, sampling: Sampling, capacity: int
-) -> State:
+def start(params: dict, cfg: GPTConfig, prefix: Prefix, keys: Array, sampling: Sampling, capacity: int) -> State:
     """Prefill the caches and draw each row's first code."""
     scores, caches = gpt.prefill(params, cfg, prefix, capacity)
     B, V = scores.shape
@@ -130,7 +128,7 @@ def start(
 def advance(
     params: dict, cfg: GPTConfig, state: State, lengths: Array, keys: Array, sampling: Sampling, limit: Array
 ) -> State:
-    """Draw on until every row has stopped or met `limit`, or an active row's next chunk would not fit the cache.
+    """Draw on until every row has stopped or met `limit`, or what an active row draws next would not fit the cache.
 
     lengths [B] of the prefixes, keys [B], limit [] int32.
     """
@@ -146,8 +144,9 @@ def advance(
 
     def more(state: State) -> Array:
         active = _active(state, limit)
-        fits = lengths + state.counts - 1 + CHUNK <= capacity
-        return active.any() & (fits | ~active).all()
+        # Of n codes n - 1 are fed. A row that ends inside the chunk is fed on; what does not fit then is dropped.
+        fed = jnp.minimum(state.counts - 1 + CHUNK, limit - 1)
+        return active.any() & ((lengths + fed <= capacity) | ~active).all()
 
     return jax.lax.while_loop(more, lambda state: jax.lax.scan(one, state, length=CHUNK)[0], state)
 
@@ -163,15 +162,14 @@ def generate(
     if max_codes < 1:
         raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
     limit = min(max_codes, cfg.most_codes)
-    need = prefix.embeddings.shape[1] + CHUNK
-    most = prefix.embeddings.shape[1] + limit + CHUNK
+    need = prefix.embeddings.shape[1] + min(CHUNK, limit)
     state = start(params, cfg, prefix, keys, sampling, buckets.bucket(need, buckets.CACHE))
     while True:
         state = advance(params, cfg, state, prefix.lengths, keys, sampling, jnp.int32(limit))
         if not bool(_active(state, jnp.int32(limit)).any()):
             return Codes(state.codes, state.counts - state.stopped.astype(jnp.int32), state.stopped)
         capacity = state.caches[0].k.shape[1]
-        state = _grow(state, min(buckets.bucket(capacity + 1, buckets.CACHE), buckets.bucket(most, buckets.CACHE)))
+        state = _grow(state, buckets.bucket(capacity + 1, buckets.CACHE))
 
 
 @partial(jax.jit, static_argnames="capacity")

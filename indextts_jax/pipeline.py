@@ -221,9 +221,9 @@ def speak(
         for i, (ids, instead) in enumerate(zip(text.segment_ids, replaced, strict=True)):
             parts += [silence] if parts else []
             start = sum(map(len, parts))
-            here = partial(progress, segment=i, segments=len(text.segments))
+            begin = partial(_begin, progress, i, len(text.segments))
             segment, samples = _speak_segment(
-                params, cfg, ids, batch, jax.random.fold_in(key, i), options, instead, lambda stage: here(stage)  # noqa: B023
+                params, cfg, ids, batch, jax.random.fold_in(key, i), options, instead, begin
             )
             if not segment.stopped:
                 log.warning(
@@ -237,6 +237,10 @@ def speak(
             segments.append(segment._replace(start=start, end=start + len(samples)))
         result.append(Audio(np.concatenate(parts), cfg.mel.rate, tuple(segments)))
     return result
+
+
+def _begin(progress: Progress, segment: int, segments: int, stage: str) -> None:
+    progress(stage, segment, segments)
 
 
 def _speak_segment(
@@ -290,7 +294,8 @@ def _speak_segment(
     else:
         latents = second_pass(params, cfg, voices, texts, text_lengths, padded)
     begin("mel")
-    mel, lengths = to_mel(params, cfg, voices, padded, length, latents, noise, options.steps, options.guidance)
+    packed = bucket(int(voices.lengths[0]) + target, buckets.FRAMES)
+    mel, lengths = to_mel(params, cfg, voices, padded, length, latents, noise, options.steps, options.guidance, packed)
     begin("vocode")
     samples = bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, lengths)
     segment = Segment(codes, np.asarray(mel[0, :target], np.float32), 0, 0, stopped)
@@ -343,9 +348,12 @@ def second_pass(params: Params, cfg: Config, voices: Voices, texts: Array, lengt
 
 def to_mel(
     params: Params, cfg: Config, voices: Voices, codes: Array, lengths: Array, latents: Array, noise: Array,
-    steps: int = 25, guidance: float = 0.7,
+    steps: int = 25, guidance: float = 0.7, frames: int | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Codes [B, C], lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B]."""
+    """Codes [B, C], lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B].
+
+    `frames`: room for prompt and target together, see `s2mel.flow`.
+    """
     embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, codes)
     targets = s2mel.target_lengths(lengths)
     content = s2mel.content(
@@ -353,7 +361,7 @@ def to_mel(
     )
     mel = s2mel.flow(
         params["s2mel"], cfg.s2mel, noise, content, targets, voices.mel, voices.content, voices.lengths, voices.style,
-        steps=steps, guidance=guidance,
+        steps=steps, guidance=guidance, frames=frames,
     )  # fmt: skip
     return mel, targets
 

@@ -11,6 +11,11 @@ from debug.golden import FIXTURES
 from indextts_jax import convert
 from indextts_jax.config import Config
 
+# Most of the tests' time is compilation: programs are shared between tests, workers and runs.
+COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,16 +1,17 @@
 """CAMPPlus against the reference, and that padding changes nothing."""
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from debug.golden import TOLERANCE, golden, relative
 from indextts_jax.models import campplus
+from tests.small import CAMPPLUS, normal, parameters
 
 
 def test_head_and_style_equal_reference(tiny):
     arrays, cfg, params = golden("en_greedy"), tiny.cfg.campplus, tiny.params("campplus")
-    features = jnp.asarray(arrays["campplus.in"])
-    lengths = jnp.array([features.shape[1]])
+    features = arrays["campplus.in"]
+    lengths = np.array([features.shape[1]])
     head = jax.jit(campplus.Head(cfg).apply)({"params": params["head"]}, features, lengths)
     assert relative(head, arrays["campplus.head.out"].transpose(0, 2, 1)) <= TOLERANCE["block"]
     style = campplus.embed(params, cfg, features, lengths)
@@ -24,11 +25,11 @@ def test_another_voice_has_another_style(tiny):
 
 def test_padding_and_neighbours_change_nothing():
     """Lengths around the pooling segment (after a stride of 2), odd and even."""
-    cfg = campplus.CAMPPlusConfig(16, 6, 4, 8, 4, 8, (2, 1), (1, 2), segment=10)
-    params = campplus.init(cfg, jax.random.key(0))
+    params = parameters("campplus", CAMPPLUS)
     lengths = [47, 19, 30]
-    batch = jax.random.normal(jax.random.key(1), (3, 47, 16)).at[1, 19:].set(5.0).at[2, 30:].set(-7.0)
-    together = campplus.embed(params, cfg, batch, jnp.array(lengths))
+    batch = normal(1, 3, 47, CAMPPLUS.features)
+    batch[1, 19:], batch[2, 30:] = 5.0, -7.0
+    together = campplus.embed(params, CAMPPLUS, batch, np.array(lengths))
     for i, n in enumerate(lengths):
-        alone = campplus.embed(params, cfg, batch[i : i + 1, :n], jnp.array([n]))
+        alone = campplus.embed(params, CAMPPLUS, batch[i : i + 1, :n], np.array([n]))
         assert relative(together[i : i + 1], alone) <= TOLERANCE["block"]

@@ -1,13 +1,13 @@
 """GPT-2 against the reference: prefix, every layer, every step's scores, the second pass; and padding."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from debug.golden import TOLERANCE, absolute, golden, relative
 from indextts_jax.models import gpt
 from indextts_jax.models.layers import LayerNorm
+from tests.small import GPT, normal, parameters
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +17,14 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def prefix(tiny, arrays):
-    texts = jnp.asarray(arrays["seg0.text_tokens"])
+    texts = arrays["seg0.text_tokens"]
     return gpt.prefix(
         tiny.params("gpt"),
         tiny.cfg.gpt,
-        jnp.asarray(arrays["seg0.gpt.speech_conditioning_latent"]),
-        jnp.asarray(arrays["seg0.gpt.emo_vec"]),
+        arrays["seg0.gpt.speech_conditioning_latent"],
+        arrays["seg0.gpt.emo_vec"],
         texts,
-        jnp.array([texts.shape[1]]),
+        np.array([texts.shape[1]]),
     )
 
 
@@ -36,12 +36,12 @@ def test_prefix_equals_reference(arrays, prefix):
 def test_layers_equal_reference(tiny, arrays):
     """Each block alone on the reference's own input, then the norm that follows the last."""
     cfg, decoder = tiny.cfg.gpt, tiny.params("gpt")["decoder"]
-    hidden = [jnp.asarray(arrays[f"seg0.gpt.prefill.{name}"]) for name in ("inputs_embeds", "h0", "h1", "h2")]
-    mask = jnp.tril(jnp.ones((67, 67), bool))[None, None]
+    hidden = [arrays[f"seg0.gpt.prefill.{name}"] for name in ("inputs_embeds", "h0", "h1", "h2")]
+    mask = np.tri(67, dtype=bool)[None, None]
     block = jax.jit(lambda params, x: gpt.Block(cfg).apply({"params": params}, x, mask, None, None)[0])
     for i in range(cfg.layers):
         assert relative(block(decoder[f"layer_{i}"], hidden[i]), hidden[i + 1]) <= TOLERANCE["block"]
-    norm = LayerNorm().apply({"params": decoder["norm"]}, hidden[-1])
+    norm = jax.jit(LayerNorm().apply)({"params": decoder["norm"]}, hidden[-1])
     assert relative(norm, arrays["seg0.gpt.prefill.h_ln_f"]) <= TOLERANCE["block"]
 
 
@@ -52,37 +52,34 @@ def test_steps_equal_reference(tiny, arrays, prefix):
     for i in range(codes.shape[1]):
         assert absolute(scores, arrays["seg0.gpt.logits_per_step"][i]) <= TOLERANCE["scores"]
         assert relative(scores, arrays["seg0.gpt.logits_per_step"][i]) <= TOLERANCE["component"]
-        scores, caches = gpt.step(params, cfg, caches, jnp.asarray(codes[:, i]), prefix.lengths + i, jnp.array([i + 2]))
+        scores, caches = gpt.step(params, cfg, caches, codes[:, i], prefix.lengths + i, np.array([i + 2]))
 
 
 def test_second_pass_equals_reference(tiny, arrays, prefix):
-    codes = jnp.asarray(arrays["seg0.gpt.codes"].astype(np.int32))
+    codes = arrays["seg0.gpt.codes"].astype(np.int32)
     latents = gpt.latents(tiny.params("gpt"), tiny.cfg.gpt, prefix, codes)
     assert relative(latents, arrays["seg0.gpt.latent.out"]) <= TOLERANCE["component"]
 
 
 def test_padded_rows_equal_rows_alone():
     """Prefix, prefill, steps and the second pass of three rows of different lengths, together and alone."""
-    cfg = gpt.GPTConfig(16, 2, 2, texts=50, text_positions=12, codes=42, code_positions=20, start_code=40, stop_code=41)
-    params = gpt.init(cfg, jax.random.key(2))
-    key = jax.random.key(1)
-    latents, emotion = jax.random.normal(key, (3, 4, cfg.width)), jax.random.normal(key, (3, cfg.width))
-    texts, lengths = jax.random.randint(key, (3, 9), 2, 50), jnp.array([9, 1, 5])
-    codes = jax.random.randint(key, (3, 6), 0, 40)
+    params, cfg, rng = parameters("gpt", GPT), GPT, np.random.default_rng(2)
+    latents, emotion = normal(0, 3, 4, cfg.width), normal(1, 3, cfg.width)
+    texts, lengths = rng.integers(2, 50, (3, 9), np.int32), np.array([9, 1, 5])
+    codes = rng.integers(0, 40, (3, 6), np.int32)
 
     def run(latents, emotion, texts, lengths, codes):
         prefix = gpt.prefix(params, cfg, latents, emotion, texts, lengths)
         scores, caches = gpt.prefill(params, cfg, prefix, capacity=24)
         out = [scores]
         for i in range(codes.shape[1]):
-            scores, caches = gpt.step(
-                params, cfg, caches, codes[:, i], prefix.lengths + i, jnp.full(lengths.shape, i + 2)
-            )
+            slots = np.asarray(prefix.lengths) + i
+            scores, caches = gpt.step(params, cfg, caches, codes[:, i], slots, np.full(len(lengths), i + 2))
             out.append(scores)
-        return jnp.stack(out, axis=1), gpt.latents(params, cfg, prefix, codes)
+        return np.stack(out, axis=1), np.asarray(gpt.latents(params, cfg, prefix, codes))
 
     together = run(latents, emotion, texts, lengths, codes)
-    for i, n in enumerate(lengths.tolist()):
+    for i, n in enumerate(lengths):
         row = slice(i, i + 1)
         alone = run(latents[row], emotion[row], texts[row, :n], lengths[row], codes[row])
         for a, b in zip(together, alone, strict=True):

@@ -8,7 +8,9 @@ Dimensions: B batch, T frames or samples, C channels, K kernel, M mels.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
+from operator import add
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax.models.layers import pad_edges, valid, zero_padding
+from indextts_jax.models.layers import apply, enter, pad_edges, valid, zero_padding
 
 _TAPS = 12
 
@@ -48,7 +50,7 @@ def low_pass() -> np.ndarray:
 
 
 def sine_squared(x: Array) -> Array:
-    """sin²(x) in float32 to 4e-7. XLA's sine is a scalar loop on CPUs; reduced to ±π/2, a polynomial is 15 times faster."""
+    """sin²(x) in float32 to 4e-7: XLA's sine is a scalar loop on CPUs, a polynomial on ±π/2 is 15 times faster."""
     turns = jnp.round(x * np.float32(1 / np.pi))
     # π in two parts, the first exact in few bits, so that the difference loses nothing
     x = x - turns * np.float32(3.140625) - turns * np.float32(np.pi - 3.140625)
@@ -82,11 +84,11 @@ class Activation(nn.Module):
             return x + sine_squared(x * alpha) * scale
 
         def filtered(x: Array, taps: np.ndarray) -> Array:
-            return sum(tap * x[:, i : i + T] for i, tap in enumerate(taps.tolist()))  # type: ignore[return-value]
+            return reduce(add, (tap * x[:, i : i + T] for i, tap in enumerate(taps.tolist())))
 
         # Without the barriers XLA computes each intermediate anew for every one of its six readers.
         even, odd = low_pass()[0::2], low_pass()[1::2]  # six taps each
-        # up: sample 2t hears x[t - 3 .. t + 2] through the odd taps, 2t + 1 hears x[t - 2 .. t + 3] through the even ones
+        # up: sample 2t hears x[t-3 .. t+2] through the odd taps, sample 2t+1 hears x[t-2 .. t+3] through the even ones
         padded = pad_edges(x.reshape(J * B, T, C).astype(jnp.float32), lengths, 3, 3, "replicate")
         padded = jax.lax.optimization_barrier(padded)
         first = snake(2 * filtered(padded[:, :-1], odd[::-1]))
@@ -97,8 +99,9 @@ class Activation(nn.Module):
         last = jnp.take_along_axis(second, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
 
         def surrounded(y: Array, left: int, right: int) -> Array:
-            start = jnp.broadcast_to(first[:, :1], (J * B, left, C))
-            return jnp.concatenate([start, jnp.where(inside, y, last), jnp.broadcast_to(last, (J * B, right, C))], axis=1)
+            before = jnp.broadcast_to(first[:, :1], (J * B, left, C))
+            after = jnp.broadcast_to(last, (J * B, right, C))
+            return jnp.concatenate([before, jnp.where(inside, y, last), after], axis=1)
 
         first, second = jax.lax.optimization_barrier((surrounded(first, 2, 3), surrounded(second, 3, 2)))
         return (filtered(first, odd) + filtered(second, even)).astype(x.dtype).reshape(J, B, T, C)
@@ -151,9 +154,9 @@ class Upsample(nn.Module):
         y = jnp.einsum("btc,cko->btko", zero_padding(x, lengths), kernel)
         parts = -(-K // R)  # every input frame reaches so many output groups of `rate` samples
         y = jnp.pad(y, ((0, 0), (0, 0), (0, parts * R - K), (0, 0))).reshape(B, T, parts, R, self.channels)
-        total = sum(jnp.pad(y[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0), (0, 0))) for i in range(parts))
+        total = reduce(add, (jnp.pad(y[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0), (0, 0))) for i in range(parts)))
         crop = (K - R) // 2
-        y = total.reshape(B, (T + parts - 1) * R, self.channels)[:, crop : crop + T * R]  # type: ignore[union-attr]
+        y = total.reshape(B, (T + parts - 1) * R, self.channels)[:, crop : crop + T * R]
         return y + bias[None, None]
 
 
@@ -177,7 +180,8 @@ class Generator(nn.Module):
 
 def init(cfg: BigVGANConfig, key: Array) -> dict:
     """Random float32 parameters."""
-    return Generator(cfg).init(key, jnp.zeros((1, 2, cfg.mels)), jnp.array([2]))["params"]
+    variables: Any = Generator(cfg).init(key, jnp.zeros((1, 2, cfg.mels)), jnp.array([2]))
+    return variables["params"]
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -186,6 +190,5 @@ def vocode(params: dict, cfg: BigVGANConfig, mel: Array, lengths: Array) -> Arra
 
     A row's samples past lengths * hop are zero. Reference: indextts/s2mel/modules/bigvgan/bigvgan.py.
     """
-    mel = mel.astype(params["in"]["kernel"].dtype)
-    samples = Generator(cfg).apply({"params": params}, mel, lengths)
-    return zero_padding(samples[:, :, None], lengths * cfg.hop)[:, :, 0]  # type: ignore[index,call-overload]
+    samples = apply(Generator(cfg), params, enter(mel, lengths, params), lengths)
+    return zero_padding(samples[:, :, None], lengths * cfg.hop)[:, :, 0]

@@ -8,13 +8,14 @@ Dimensions: B batch, T frames, F filterbank bins, C channels.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import pad_edges, valid, zero_padding
+from indextts_jax.models.layers import apply, enter, pad_edges, valid, zero_padding
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class CAMPPlusConfig:
 
 
 class Scale(nn.Module):
-    """A batch norm of fixed statistics, then ReLU."""
+    """A batch norm of fixed statistics, in float32, then ReLU."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return nn.relu(x * scale[None, None] + bias[None, None])
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+        return nn.relu(x.astype(jnp.float32) * scale[None, None] + bias[None, None]).astype(x.dtype)
 
 
 class Head(nn.Module):
@@ -116,18 +117,26 @@ class Network(nn.Module):
             for j in range(layers):
                 x = jnp.concatenate([x, Layer(cfg, dilation, name=f"block_{i}_layer_{j}")(x, lengths)], axis=-1)
             x = nn.Dense(x.shape[-1] // 2, use_bias=False, name=f"transit_{i}")(Scale(name=f"transit_{i}_norm")(x))
-        x = zero_padding(Scale(name="out_norm")(x), lengths).astype(jnp.float32)
-        frames = lengths.astype(jnp.float32)[:, None]
-        mean = x.sum(1) / frames
-        squares = jnp.square(zero_padding(x - mean[:, None], lengths)).sum(1)
-        deviation = jnp.sqrt(squares / jnp.maximum(frames - 1, 1))
-        statistics = jnp.concatenate([mean, deviation], axis=-1)
+        statistics = _statistics(Scale(name="out_norm")(x), lengths)
         return nn.Dense(cfg.embedding, name="out")(statistics)
+
+
+def _statistics(x: Array, lengths: Array) -> Array:
+    """Mean and unbiased standard deviation over each row's frames, float32 inside: [B, T, C] -> [B, 2 C]."""
+    wide = zero_padding(x, lengths).astype(jnp.float32)
+    frames = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]
+    mean = wide.sum(1) / frames
+    squares = jnp.square(zero_padding(wide - mean[:, None], lengths)).sum(1)
+    # The root has no slope at zero, where a channel lies that its ReLU holds down: its gradient is zero, not NaN.
+    moving = squares > 0
+    deviation = jnp.sqrt(jnp.where(moving, squares, 1.0) / jnp.maximum(frames - 1, 1))
+    return jnp.concatenate([mean, jnp.where(moving, deviation, 0.0)], axis=-1).astype(x.dtype)
 
 
 def init(cfg: CAMPPlusConfig, key: Array) -> dict:
     """Random float32 parameters."""
-    return Network(cfg).init(key, jnp.zeros((1, 8, cfg.features)), jnp.array([8]))["params"]
+    variables: Any = Network(cfg).init(key, jnp.zeros((1, 8, cfg.features)), jnp.array([8]))
+    return variables["params"]
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -136,4 +145,4 @@ def embed(params: dict, cfg: CAMPPlusConfig, features: Array, lengths: Array) ->
 
     Reference: indextts/s2mel/modules/campplus/DTDNN.py.
     """
-    return Network(cfg).apply({"params": params}, features, lengths)  # type: ignore[return-value]
+    return apply(Network(cfg), params, enter(features, lengths, params), lengths)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, RMSNorm, attend, pad_edges, valid
+from indextts_jax.models.layers import LayerNorm, RMSNorm, apply, attend, enter, pad_edges, valid
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Attention(nn.Module):
         position = nn.Dense(D, use_bias=False, name="position")(jnp.asarray(_sinusoids(T, D), x.dtype))
         content_bias = self.param("content_bias", nn.initializers.normal(), (N, H))
         position_bias = self.param("position_bias", nn.initializers.normal(), (N, H))
-        bias = jnp.einsum("bqnh,knh->bnqk", q + position_bias[None, None], position.reshape(T, N, H))
+        q_position, position = q + position_bias[None, None], position.reshape(T, N, H)
+        bias = jnp.einsum("bqnh,knh->bnqk", q_position, position, preferred_element_type=jnp.float32)
         y = attend(q + content_bias[None, None], k, v, mask, bias)
         return nn.Dense(D, name="out")(y.reshape(B, T, D))
 
@@ -185,7 +186,7 @@ def speaker_latents(params: dict, cfg: ConditionerConfig, features: Array, lengt
 
     At least 3 frames per row. Reference: indextts/gpt/model_v2.py, get_conditioning.
     """
-    return Encoder(cfg.speaker).apply({"params": params["speaker"]}, features, lengths)  # type: ignore[return-value]
+    return apply(Encoder(cfg.speaker), params["speaker"], enter(features, lengths, params), lengths)
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -194,4 +195,4 @@ def emotion_vector(params: dict, cfg: ConditionerConfig, features: Array, length
 
     At least 3 frames per row. Reference: indextts/gpt/model_v2.py, get_emovec.
     """
-    return EmotionEncoder(cfg).apply({"params": params["emotion"]}, features, lengths)  # type: ignore[return-value]
+    return apply(EmotionEncoder(cfg), params["emotion"], enter(features, lengths, params), lengths)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, attend, valid
+from indextts_jax.models.layers import LayerNorm, apply, attend, valid
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _embed(params: dict, part: str, ids: Array, positions: Array) -> Array:
 def logits(params: dict, hidden: Array) -> Array:
     """The scores of the next code, [..., D] -> [..., V] float32."""
     head = params["head"]
-    scores = jnp.einsum("...d,dv->...v", hidden, head["kernel"]).astype(jnp.float32)
+    scores = jnp.einsum("...d,dv->...v", hidden, head["kernel"], preferred_element_type=jnp.float32)
     return scores + head["bias"].astype(jnp.float32).reshape((1,) * (scores.ndim - 1) + (-1,))
 
 
@@ -127,8 +127,9 @@ def logits(params: dict, hidden: Array) -> Array:
 def prefix(params: dict, cfg: GPTConfig, latents: Array, emotion: Array, texts: Array, lengths: Array) -> Prefix:
     """Embed what is known before the first code.
 
-    latents [B, L, D] of the speaker, emotion [B, D], texts [B, X] int32 ids, lengths [B] -> Prefix with
-    P = L + 2 + X + 3. Reference: indextts/gpt/model_v2.py, inference_speech and prepare_gpt_inputs.
+    latents [B, L, D] of the speaker, emotion [B, D], texts [B, X] int32 ids, lengths [B] up to `cfg.most_texts` ->
+    Prefix with P = L + 2 + X + 3. Reference: indextts/gpt/model_v2.py, inference_speech and prepare_gpt_inputs, which
+    drops the ids of start and stop inside a text (its second pass does not): they are the caller's to drop.
     """
     B, X = texts.shape
     place = jnp.arange(X + 3)[None, :]
@@ -152,7 +153,7 @@ def prefill(params: dict, cfg: GPTConfig, prefix: Prefix, capacity: int) -> tupl
     """
     x, lengths = prefix
     P = x.shape[1]
-    hidden, caches = Decoder(cfg).apply({"params": params["decoder"]}, x, _causal(P)[None, None])
+    hidden, caches = apply(Decoder(cfg), params["decoder"], x, _causal(P)[None, None])
     room = ((0, 0), (0, capacity - P), (0, 0), (0, 0))
     caches = jax.tree.map(lambda a: jnp.pad(a, room), caches)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
@@ -170,7 +171,7 @@ def step(
     """
     x = _embed(params, "code", codes, positions)[:, None]
     mask = valid(slots + 1, caches[0].k.shape[1])[:, None, None, :]
-    hidden, caches = Decoder(cfg).apply({"params": params["decoder"]}, x, mask, caches, slots)
+    hidden, caches = apply(Decoder(cfg), params["decoder"], x, mask, caches, slots)
     return logits(params, hidden[:, 0]), caches
 
 
@@ -187,7 +188,7 @@ def latents(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array) -> Array
     fed = _embed(params, "code", codes[:, :-1], jnp.broadcast_to(jnp.arange(1, C)[None], (codes.shape[0], C - 1)))
     seen = jnp.pad(valid(lengths, P), ((0, 0), (0, C - 1)), constant_values=True)
     mask = _causal(P + C - 1)[None, None] & seen[:, None, None, :]
-    hidden, _ = Decoder(cfg).apply({"params": params["decoder"]}, jnp.concatenate([x, fed], axis=1), mask)
+    hidden, _ = apply(Decoder(cfg), params["decoder"], jnp.concatenate([x, fed], axis=1), mask)
     first = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return jnp.concatenate([first, hidden[:, P:]], axis=1)
 

@@ -1,10 +1,11 @@
-"""What two or more components share: masks, edges of padded rows, norms, attention.
+"""What two or more components share: how inputs enter, masks, edges of padded rows, norms, attention.
+
+Products run in the dtype of the weights; norms, scores and softmax are float32 whatever that is.
 
 Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head width.
-Computation runs in the dtype of the weights; norms and softmax are always float32.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -22,14 +23,35 @@ def zero_padding(x: Array, lengths: Array) -> Array:
     return jnp.where(valid(lengths, x.shape[1])[:, :, None], x, jnp.zeros((), x.dtype))
 
 
+def dtype_of(params: Any) -> jnp.dtype:
+    """The dtype of a component's weights, in which it computes."""
+    return jax.tree.leaves(params)[0].dtype
+
+
+def enter(x: Array, lengths: Array, params: Any) -> Array:
+    """An input as its component takes it: [B, T, C] in the dtype of the weights, zero past each row's own length.
+
+    A product spreads NaN even where its weight is zero, so whatever lies in the padding of a buffer is dropped here,
+    once, before it can reach a valid frame or a gradient.
+    """
+    return zero_padding(x, lengths).astype(dtype_of(params))
+
+
+def apply(module: nn.Module, params: Any, *inputs: Any) -> Any:
+    """The output of a module that has parameters and no other state."""
+    return module.apply({"params": params}, *inputs)
+
+
 def pad_edges(x: Array, lengths: Array, left: int, right: int, mode: Literal["zeros", "replicate", "reflect"]) -> Array:
     """Pad in time at each row's own ends, so that a convolution sees there what it would see in the row alone.
 
     x [B, T, C], lengths [B] -> [B, left + T + right, C]; valid frames of row b start at `left`, and the `right` frames
     after its last one are zeros, that last frame, or the mirrored frames. What follows them is unspecified.
-    "reflect" needs lengths > max(left, right), as every framework does.
+    "reflect" needs lengths > max(left, right), as every framework does; raises ValueError where T is not.
     """
     T = x.shape[1]
+    if mode == "reflect" and max(left, right) >= T:
+        raise ValueError(f"{T} frames cannot be mirrored by {max(left, right)}: at least one more is needed")
     if mode == "zeros":
         return jnp.pad(zero_padding(x, lengths), ((0, 0), (left, right), (0, 0)))
     last = lengths - 1
@@ -82,12 +104,12 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array 
     """Scaled dot-product attention: q [B, Q, N, H], k and v [B, K, N, H] -> [B, Q, N, H].
 
     `mask` (bool, True = seen) and `bias` (added before the scale) broadcast against the scores [B, N, Q, K].
-    Softmax in float32. A query that sees no key averages all values.
+    Scores and softmax in float32. A query that sees no key averages all values.
     """
-    scores = jnp.einsum("bqnh,bknh->bnqk", q, k)
+    scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
-        scores = scores + bias
-    scores = scores.astype(jnp.float32) * (q.shape[-1] ** -0.5)
+        scores = scores + bias.astype(jnp.float32)
+    scores = scores * (q.shape[-1] ** -0.5)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bnqk,bknh->bqnh", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, pad_edges
+from indextts_jax.models.layers import LayerNorm, apply, enter, pad_edges
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,6 @@ def quantize(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array)
 
     Reference: indextts/utils/maskgct/models/codec/kmeans/repcodec_model.py, quantize.
     """
-    x = Encoder(cfg).apply({"params": params["encoder"]}, features, lengths)
-    codes = nearest(params, x)  # type: ignore[arg-type]
+    x = apply(Encoder(cfg), params["encoder"], enter(features, lengths, params), lengths)
+    codes = nearest(params, x)
     return Quantized(codes, embed(params, cfg, codes))

@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, RMSNorm, attend, pad_edges, valid, zero_padding
+from indextts_jax.models.layers import (
+    LayerNorm,
+    RMSNorm,
+    apply,
+    attend,
+    dtype_of,
+    enter,
+    pad_edges,
+    valid,
+    zero_padding,
+)
 
 FRAMES_PER_CODE = 1.72  # 22050 / 256 mel frames against 50 codes per second, rounded as the reference rounds it
 
@@ -189,7 +199,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """x [B, T, D], c [B, D], lengths [B] -> [B, T, D]; the first half of the blocks feeds the second, last in first out."""
+    """x [B, T, D], c [B, D], lengths [B] -> [B, T, D]; the first half of the blocks feeds the second, last to first."""
 
     cfg: S2MelConfig
 
@@ -278,29 +288,37 @@ def regulate(
 
     Reference: indextts/s2mel/modules/length_regulator.py.
     """
-    return Regulator(cfg).apply({"params": params["regulator"]}, semantic, lengths, frames, target_lengths)  # type: ignore[return-value]
+    semantic = enter(semantic, lengths, params)
+    return apply(Regulator(cfg), params["regulator"], semantic, lengths, frames, target_lengths)
 
 
 @partial(jax.jit, static_argnames=("cfg", "frames"))
 def content(
-    params: dict, cfg: S2MelConfig, embeddings: Array, latents: Array, lengths: Array, frames: int, target_lengths: Array
+    params: dict,
+    cfg: S2MelConfig,
+    embeddings: Array,
+    latents: Array,
+    lengths: Array,
+    frames: int,
+    target_lengths: Array,
 ) -> Array:
     """What is to be spoken, at the rate of mels: embeddings [B, C, S] of the codes and the GPT's latents [B, C, D].
 
     -> [B, frames, K], zero past target_lengths [B]. Reference: indextts/infer_v2.py, gpt_layer and length_regulator.
     """
-    semantic = embeddings + Latent(cfg).apply({"params": params["latent"]}, latents)  # type: ignore[operator]
-    return regulate(params, cfg, semantic, lengths, frames, target_lengths)
+    semantic = apply(Latent(cfg), params["latent"], enter(latents, lengths, params))
+    return regulate(params, cfg, enter(embeddings, lengths, params) + semantic, lengths, frames, target_lengths)
 
 
 def estimate(
     params: dict, cfg: S2MelConfig, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array
 ) -> Array:
-    """The velocity at x: x, prompt [B, T, M], content [B, T, K], style [B, style], t [B] float32, lengths [B].
+    """The velocity at x: x, prompt [B, T, M], content [B, T, K], style [B, style], t [B], lengths [B] -> [B, T, M].
 
-    -> [B, T, M]. Reference: indextts/s2mel/modules/diffusion_transformer.py, DiT.
+    t is float32, the other inputs are in the dtype of the weights and finite in their padding.
+    Reference: indextts/s2mel/modules/diffusion_transformer.py, DiT.
     """
-    return Estimator(cfg).apply({"params": params["estimator"]}, x, prompt, content, style, t, lengths)  # type: ignore[return-value]
+    return apply(Estimator(cfg), params["estimator"], x, prompt, content, style, t, lengths)
 
 
 def times(steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -325,16 +343,23 @@ def euler(velocity: Callable[[Array, Array], Array], x: Array, steps: int) -> tu
     return jax.lax.scan(step, x, tuple(map(jnp.asarray, times(steps))))
 
 
-def pack(first: Array, first_lengths: Array, second: Array) -> Array:
-    """Each row's first part followed directly by its second: [B, P, C], [B], [B, F, C] -> [B, P + F, C]."""
-    place = jnp.arange(first.shape[1] + second.shape[1])[None]
+@partial(jax.jit, static_argnames="frames")
+def pack(first: Array, first_lengths: Array, second: Array, frames: int) -> Array:
+    """Each row's first part followed directly by its second: [B, P, C], [B], [B, F, C] -> [B, frames, C]."""
+    place = jnp.broadcast_to(jnp.arange(frames)[None], (first.shape[0], frames))
+    head = jnp.take_along_axis(first, jnp.minimum(place, first.shape[1] - 1)[:, :, None], axis=1)
     offset = jnp.clip(place - first_lengths[:, None], 0, second.shape[1] - 1)
-    head = jnp.pad(first, ((0, 0), (0, second.shape[1]), (0, 0)))
     tail = jnp.take_along_axis(second, offset[:, :, None], axis=1)
     return jnp.where((place < first_lengths[:, None])[:, :, None], head, tail)
 
 
-@partial(jax.jit, static_argnames=("cfg", "steps", "guidance", "every"))
+@partial(jax.jit, static_argnames="frames")
+def unpack(x: Array, first_lengths: Array, frames: int) -> Array:
+    """The second parts of packed rows: [..., B, T, C], [B] -> [..., B, frames, C]."""
+    place = jnp.clip(first_lengths[:, None] + jnp.arange(frames)[None], 0, x.shape[-2] - 1)[:, :, None]
+    return jnp.take_along_axis(x, place.reshape((1,) * (x.ndim - 3) + place.shape), axis=-2)
+
+
 def flow(
     params: dict,
     cfg: S2MelConfig,
@@ -347,45 +372,67 @@ def flow(
     style: Array,
     steps: int = 25,
     guidance: float = 0.7,
+    frames: int | None = None,
     every: bool = False,
 ) -> Array:
     """From noise to a log-mel in the prompt's voice, by guided flow matching (arXiv:2210.02747).
 
     noise [B, F, M], content [B, F, K] and lengths [B] of the target; prompt (log-mel) [B, P, M], prompt_content
-    [B, P, K], prompt_lengths [B]; style [B, style]. At least 3 frames in a row. -> [B, F, M], or with `every` the target
-    after each step, [steps, B, F, M]. What lies past a row's length is unspecified.
+    [B, P, K], prompt_lengths [B]; style [B, style]. -> [B, F, M] float32, or with `every` the target after each step,
+    [steps, B, F, M]. What lies past a row's length is unspecified. Prompt and target of a row must have 3 frames
+    together, so that the WaveNet can mirror 2: shorter ones, which the reference fills up with zeros, come out wrong.
 
+    `frames`: T, at least every row's prompt and target together (default: P + F). The solver is compiled for T alone.
     The state is float32 whatever the network computes in. Reference: indextts/s2mel/modules/flow_matching.py.
     """
-    dtype = prompt_content.dtype
-    T, F = prompt.shape[1] + noise.shape[1], noise.shape[1]
-    total = prompt_lengths + lengths
-    spoken = valid(total, T) & ~valid(prompt_lengths, T)
-    noise = noise.astype(jnp.float32)
-    x = pack(jnp.zeros((*prompt.shape[:2], noise.shape[2])), prompt_lengths, noise)
-    prompt = pack(prompt.astype(dtype), prompt_lengths, jnp.zeros((*noise.shape[:2], prompt.shape[2]), dtype))
-    both = pack(prompt_content, prompt_lengths, content)
+    dtype = dtype_of(params)
+    T = frames or prompt.shape[1] + noise.shape[1]
+    prompt, prompt_content, content = (a.astype(dtype) for a in (prompt, prompt_content, content))
+    x = pack(jnp.zeros(prompt.shape, jnp.float32), prompt_lengths, noise.astype(jnp.float32), T)
+    mel = pack(prompt, prompt_lengths, jnp.zeros(noise.shape, dtype), T)
+    both = pack(prompt_content, prompt_lengths, content, T)
+    x = solve(
+        params, cfg, x, mel, both, style.astype(dtype), prompt_lengths, prompt_lengths + lengths, steps, guidance, every
+    )
+    return unpack(x, prompt_lengths, noise.shape[1])
+
+
+@partial(jax.jit, static_argnames=("cfg", "steps", "guidance", "every"))
+def solve(
+    params: dict,
+    cfg: S2MelConfig,
+    x: Array,
+    prompt: Array,
+    content: Array,
+    style: Array,
+    prompt_lengths: Array,
+    lengths: Array,
+    steps: int = 25,
+    guidance: float = 0.7,
+    every: bool = False,
+) -> Array:
+    """`flow` on packed rows: x [B, T, M] float32, prompt [B, T, M], content [B, T, K], style [B, style].
+
+    prompt_lengths [B], lengths [B] of prompt and target together -> x at 1 [B, T, M], or after each step.
+    """
+    T, dtype = x.shape[1], dtype_of(params)
+    spoken = (valid(lengths, T) & ~valid(prompt_lengths, T))[:, :, None]
+    content = zero_padding(content, lengths)
     # The null branch of the guidance sees no prompt, no content and no style.
     branches = 1 if guidance == 0 else 2
-    prompt, both, style = (
-        jnp.concatenate([a, jnp.zeros_like(a)][:branches]) for a in (prompt, both, style.astype(dtype))
-    )
-    stacked = jnp.tile(total, branches)
+    prompt, content, style = (jnp.concatenate([a, jnp.zeros_like(a)][:branches]) for a in (prompt, content, style))
+    stacked = jnp.tile(lengths, branches)
 
     def velocity(x: Array, t: Array) -> Array:
         xs = jnp.tile(x.astype(dtype), (branches, 1, 1))
-        v = estimate(params, cfg, xs, prompt, both, style, jnp.full(stacked.shape, t), stacked).astype(jnp.float32)
+        v = estimate(params, cfg, xs, prompt, content, style, jnp.full(stacked.shape, t), stacked).astype(jnp.float32)
         if branches == 2:
             conditional, null = jnp.split(v, 2)
             v = (1 + guidance) * conditional - guidance * null
-        return jnp.where(spoken[:, :, None], v, 0.0)  # the prompt's part of the state stays zero
+        return jnp.where(spoken, v, 0.0)  # the prompt's part of the state stays zero
 
-    x = jnp.where(spoken[:, :, None], x, 0.0)
-    end, states = euler(velocity, x, steps)
-    place = jnp.clip(prompt_lengths[:, None] + jnp.arange(F)[None], 0, T - 1)[:, :, None]
-    if every:
-        return jnp.take_along_axis(states, place[None], axis=2)
-    return jnp.take_along_axis(end, place, axis=1)
+    end, states = euler(velocity, jnp.where(spoken, x, 0.0), steps)
+    return states if every else end
 
 
 def draw_noise(key: Array, frames: int, mels: int) -> Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, attend, pad_edges, zero_padding
+from indextts_jax.models.layers import LayerNorm, apply, attend, enter, pad_edges, zero_padding
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class Attention(nn.Module):
         span = self.cfg.left + self.cfg.right + 1
         distance = self.param("distance", nn.initializers.normal(0.02), (span, H))
         # Scores against the few distinct distances, then spread to their places: [B, N, T, span] -> [B, N, T, T]
-        scores = jnp.einsum("bqnh,rh->bnqr", q, distance)
-        place = jnp.clip(jnp.arange(T)[None, :] - jnp.arange(T)[:, None], -self.cfg.left, self.cfg.right) + self.cfg.left
+        scores = jnp.einsum("bqnh,rh->bnqr", q, distance, preferred_element_type=jnp.float32)
+        offset = jnp.arange(T)[None, :] - jnp.arange(T)[:, None]
+        place = jnp.clip(offset, -self.cfg.left, self.cfg.right) + self.cfg.left
         bias = jnp.take_along_axis(scores, place[None, None], axis=-1)
         return nn.Dense(D, name="out")(attend(q, k, v, mask, bias).reshape(B, T, D))
 
@@ -115,14 +116,13 @@ def init(cfg: W2VBertConfig, key: Array) -> dict:
 
 @partial(jax.jit, static_argnames="cfg")
 def encode(params: dict, cfg: W2VBertConfig, features: Array, seen: Array, lengths: Array) -> Array:
-    """Normalised semantic features: features [B, T, F], seen [B, T] bool, lengths [B] -> [B, T, D], zero past a row's end.
+    """Normalised semantic features: features [B, T, F], seen [B, T] bool, lengths [B] -> [B, T, D] float32.
 
-    `seen` is False for padding and also for a last frame that was stacked from an odd one: that frame is hidden from
-    the others but is itself put out, and used by what follows. Reference: indextts/infer_v2.py, get_emb.
+    Zero past a row's end. `seen` is False for padding and also for a last frame that was stacked from an odd one: that
+    frame is hidden from the others but is itself put out, and used by what follows. Reference: indextts/infer_v2.py,
+    get_emb.
     """
     encoder, statistics = params["encoder"], params["statistics"]
-    dtype = encoder["project"]["kernel"].dtype
-    x = Encoder(cfg).apply({"params": encoder}, features.astype(dtype), seen, lengths)
+    x = apply(Encoder(cfg), encoder, enter(features, lengths, encoder), seen, lengths)
     mean, variance = (statistics[name].astype(jnp.float32)[None, None] for name in ("mean", "variance"))
-    x = (x.astype(jnp.float32) - mean) / jnp.sqrt(variance)  # type: ignore[union-attr]
-    return zero_padding(x, lengths).astype(dtype)
+    return zero_padding((x.astype(jnp.float32) - mean) / jnp.sqrt(variance), lengths)

@@ -1,0 +1,34 @@
+# Every target makes the virtual environment that it needs; PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_TEXT := Hello world, this is a small test of the speech system.
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.plot
+	rm -rf demo-model
+	$(BIN)/indextts-jax convert tests/fixtures/tiny demo-model
+	$(BIN)/indextts-jax speak --model demo-model --voice tests/fixtures/audio/voice_24k.wav --text "$(DEMO_TEXT)" \
+		--greedy --max-codes 100 --output demo.wav --plot demo.png
+	@echo "demo.wav and demo.png are there. The embedded model is tiny and its weights are RANDOM: what you hear is noise,"
+	@echo "equal to what the PyTorch reference makes of the same weights. With the official weights of IndexTTS-2:"
+	@echo "  $(BIN)/indextts-jax convert PATH/TO/checkpoints model"
+	@echo "  $(BIN)/indextts-jax speak --model model --voice voice.wav --text \"Hello.\" --output hello.wav"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf .venv demo-model demo.wav demo.png .pytest_cache .ruff_cache *.egg-info
+
+$(VENV)/.%: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@

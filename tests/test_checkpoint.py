@@ -1,0 +1,246 @@
+"""The converted model on disk: what is written comes back, and what cannot be used is named."""
+
+import functools
+import gc
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from indextts_jax import checkpoint, models
+from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description, whole
+from indextts_jax.config import Config, to_dict
+
+# Of a failed restore, Orbax leaves tasks behind whose exceptions nobody asks for.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+SMALL = "repcodec"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes_once() -> Iterator[None]:
+    """Shapes are a function of the configuration, and slow to find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "shapes", functools.cache(models.shapes))
+        yield
+    gc.collect()  # those tasks, before other tests
+
+
+@pytest.fixture
+def copy(converted, tmp_path) -> Path:
+    """The description and one component of the converted tiny checkpoint, to be damaged."""
+    folder = tmp_path / "model"
+    shutil.copytree(converted / SMALL, folder / SMALL)
+    for name in ("model.json", "bpe.model"):
+        shutil.copyfile(converted / name, folder / name)
+    return folder
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equal bit for bit, in structure, dtype and values."""
+    return jax.tree.structure(ours) == jax.tree.structure(theirs) and all(
+        a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    )
+
+
+# ---- what is written comes back -------------------------------------------------------------------------------------
+
+
+def test_everything_comes_back(tiny, converted):
+    model = checkpoint.load(converted)
+    assert model.cfg == tiny.cfg
+    assert list(model.params) == list(models.COMPONENTS)
+    for component in models.COMPONENTS:
+        assert same(model.params[component], tiny.params(component)), component
+    assert {type(leaf) for leaf in jax.tree.leaves(model.params)} == {type(jnp.zeros(()))}
+    assert model.text is not None
+    assert read_description(converted) == (tiny.cfg, "tiny")
+
+
+def test_bfloat16_rounds_once(tiny, converted):
+    model = checkpoint.load(str(converted), dtype=jnp.bfloat16, components=[SMALL, "gpt"])
+    assert set(model.params) == {SMALL, "gpt"}
+    for component, params in model.params.items():
+        assert same(params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), tiny.params(component)))
+
+
+def test_size_on_disk(tiny, converted):
+    """Uncompressed: four bytes for each parameter, and a little that does not grow with them."""
+    for component in ("gpt", SMALL):
+        used = sum(path.stat().st_size for path in (converted / component).rglob("*") if path.is_file())
+        parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(tiny.params(component)))
+        assert parameters < used < 1.02 * parameters + 60_000
+
+
+def test_devices_are_chosen_by_the_caller(tiny, converted):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = restore(converted, SMALL, tiny.cfg.repcodec, jnp.dtype("float32"), everywhere)
+    assert {leaf.sharding for leaf in jax.tree.leaves(params)} == {everywhere}
+
+
+def test_both_kinds_of_arrays_can_be_saved(tiny, tmp_path):
+    params = tiny.params(SMALL)
+    for name, tree in (("jax", params), ("numpy", jax.tree.map(np.asarray, params))):
+        save(tmp_path / name, SMALL, tree)
+        assert same(restore(tmp_path / name, SMALL, tiny.cfg.repcodec, jnp.dtype("float32")), params)
+
+
+# ---- a folder is whole or not there ---------------------------------------------------------------------------------
+
+
+def test_whole(tmp_path):
+    with whole(tmp_path / "out") as partial:
+        (partial / "x").write_text("1")
+        assert not (tmp_path / "out").exists()
+        assert partial.parent == tmp_path  # on the same disk, so that the last step is a rename
+    assert (tmp_path / "out" / "x").read_text() == "1"
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_failure(tmp_path, error):
+    def fail(folder: Path) -> None:
+        (folder / "folder").mkdir()
+        (folder / "folder" / "x").write_text("1")
+        raise error
+
+    with pytest.raises(error), whole(tmp_path / "out") as partial:
+        fail(partial)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_exists_is_refused(tmp_path):
+    for name, make in (("file", Path.touch), ("folder", Path.mkdir), ("link", lambda path: path.symlink_to("nowhere"))):
+        make(tmp_path / name)
+        with pytest.raises(ModelError, match=rf"{name}: exists already; remove it"), whole(tmp_path / name):
+            raise AssertionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
+
+
+def test_parents_that_are_missing_or_closed(tmp_path, monkeypatch):
+    missing = "none: no such folder, so out cannot be written there"
+    with pytest.raises(FileNotFoundError, match=missing), whole(tmp_path / "none" / "out"):
+        raise AssertionError
+
+    def closed(**_: Any) -> str:
+        raise PermissionError(13, "Permission denied", "a name that nobody knows")
+
+    monkeypatch.setattr(checkpoint.tempfile, "mkdtemp", closed)
+    with pytest.raises(PermissionError) as caught, whole(tmp_path / "out"):
+        raise AssertionError
+    assert str(caught.value) == f"{tmp_path}: out cannot be written there (Permission denied)"
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    """TensorStore reports it as a ValueError, with names that mean nothing to a user."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise ValueError(
+            'RESOURCE_EXHAUSTED: Error writing "a.kernel/0.0" in OCDBT database at local file "/x/": '
+            'Failed writing: "/x/d": '
+            "Failed to write 3194880 bytes to file 14: No space left on device [os_error_code='28']"
+        )
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        save(tmp_path / ".out.partial", "gpt", {"x": np.zeros(3, np.float32)})
+    assert str(caught.value) == f"{tmp_path}: the gpt component cannot be written there (No space left on device)"
+
+
+# ---- folders that cannot be used ------------------------------------------------------------------------------------
+
+
+def refused(folder: Path, **options: Any) -> str:
+    with pytest.raises((ModelError, FileNotFoundError)) as caught:
+        checkpoint.load(folder, components=[SMALL], **options)
+    assert str(caught.value).startswith(str(folder))
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_the_copy_is_sound(copy):
+    assert set(checkpoint.load(copy, components=[SMALL]).params) == {SMALL}
+
+
+def test_a_missing_component_is_named(copy):
+    shutil.rmtree(copy / SMALL)
+    assert refused(copy) == f"{copy / SMALL}: the {SMALL} component is missing; convert the model again"
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut short"])
+@pytest.mark.parametrize("which", ["largest", "manifest"])
+def test_a_damaged_component_is_named(copy, how, which):
+    files = [path for path in (copy / SMALL).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    path = largest if which == "largest" else copy / SMALL / "manifest.ocdbt"
+    content = path.read_bytes()
+    path.unlink()
+    if how == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    text = refused(copy)
+    assert text.startswith(f"{copy / SMALL}: damaged or of another configuration (")
+    assert text.endswith("; convert the model again")
+    assert len(text) < 400
+
+
+def rewrite(folder: Path, **entries: Any) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+@pytest.mark.parametrize("sizes", [{"layers": 4}, {"layers": 2}, {"channels": 48}, {"kernel": 0}])
+def test_a_component_of_another_configuration_is_named(tiny, copy, sizes):
+    cfg = to_dict(tiny.cfg)
+    cfg[SMALL] |= sizes
+    rewrite(copy, config=cfg)
+    assert refused(copy).startswith(f"{copy / SMALL}: damaged or of another configuration (")
+
+
+def test_room_that_is_lacking_is_no_damage(copy, tiny, monkeypatch):
+    for error in (MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")):
+
+        def restore_nothing(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(ocp.Checkpointer, "restore", restore_nothing)
+        with pytest.raises(type(error)):
+            restore(copy, SMALL, tiny.cfg.repcodec, jnp.dtype("float32"))
+
+
+def test_descriptions_that_cannot_be_read(copy):
+    path = copy / "model.json"
+    for content in ("", "{", "[]", "{}", "5", '{"format": 1}', '{"format": 1, "config": {}, "source": ""}', "\xff"):
+        path.write_text(content, encoding="latin-1")
+        assert refused(copy).startswith(f"{path}: cannot be read (")
+    rewrite_to = {"format": 1, "source": "x", "config": to_dict(Config())}
+    rewrite_to["config"]["gpt"]["heads"] = "many"
+    path.write_text(json.dumps(rewrite_to))
+    assert "Config.gpt.heads: is 'many'" in refused(copy)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_versions_are_named(copy, version):
+    rewrite(copy, format=version)
+    expected = f"format {version}, but this version reads format 1; convert the model again"
+    assert refused(copy) == f"{copy / 'model.json'}: {expected}"
+
+
+def test_folders_that_are_something_else(tiny, tmp_path):
+    assert refused(tmp_path / "none").startswith(f"{tmp_path / 'none' / 'model.json'}: no such file; a converted model")
+    assert refused(tiny.folder) == (
+        f"{tiny.folder / 'model.json'}: no such file; this is an unconverted model: run `indextts-jax convert` on it"
+    )
+
+
+def test_description(tmp_path):
+    save_description(tmp_path, Config(), source="IndexTTS-2")
+    assert read_description(tmp_path) == (Config(), "IndexTTS-2")

@@ -1,0 +1,141 @@
+"""Edges, masks, norms and attention against their definitions, written row by row in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from indextts_jax.models import layers
+from tests.small import normal
+
+T = 9
+GARBAGE = (np.nan, np.inf, -np.inf, 1e30)
+
+
+def ragged(lengths, channels=3):
+    """Rows of random frames, [B, T, C], with garbage past their ends."""
+    x = normal(0, len(lengths), T, channels)
+    for row, (frames, n) in enumerate(zip(x, lengths, strict=True)):
+        frames[n:] = GARBAGE[row % len(GARBAGE)]
+    return x
+
+
+@pytest.mark.parametrize(("left", "right"), [(2, 2), (4, 1), (0, 3)])
+@pytest.mark.parametrize(("mode", "numpy_mode"), [("zeros", "constant"), ("replicate", "edge"), ("reflect", "reflect")])
+def test_pad_edges_pads_each_row_at_its_own_ends(mode, numpy_mode, left, right):
+    """From the shortest rows allowed to full ones; also that the gradient is that of the rows alone."""
+    shortest = max(left, right) + 1 if mode == "reflect" else 1
+    lengths = list(range(shortest, T + 1))
+    x, weights = ragged(lengths), normal(1, len(lengths), left + T + right, 3)
+    for row, n in zip(weights, lengths, strict=True):
+        row[left + n + right :] = 0  # unspecified
+
+    @jax.jit
+    def padded_and_gradient(x, lengths):
+        y, pull = jax.vjp(lambda x: layers.pad_edges(x, lengths, left, right, mode), x)
+        return y, pull(jnp.asarray(weights))[0]
+
+    padded, gradient = map(np.asarray, padded_and_gradient(x, jnp.array(lengths)))
+    assert padded.shape == (len(lengths), left + T + right, 3)
+    for b, n in enumerate(lengths):
+        places = np.pad(np.arange(n), (left, right), mode="constant" if mode == "zeros" else numpy_mode)
+        copied = np.ones(left + n + right, bool)
+        if mode == "zeros":
+            copied[:left] = copied[left + n :] = False
+        expected = np.pad(x[b, :n], ((left, right), (0, 0)), mode=numpy_mode)
+        np.testing.assert_array_equal(padded[b, : left + n + right], expected)
+        pulled = np.zeros((T, 3))
+        np.add.at(pulled, places[copied], weights[b, : left + n + right][copied])
+        np.testing.assert_allclose(gradient[b], pulled, atol=1e-6)
+
+
+def test_too_few_frames_are_not_mirrored():
+    layers.pad_edges(jnp.zeros((1, 3, 1)), jnp.array([3]), 2, 2, "reflect")
+    with pytest.raises(ValueError, match="2 frames cannot be mirrored by 2"):
+        layers.pad_edges(jnp.zeros((1, 2, 1)), jnp.array([2]), 2, 2, "reflect")
+
+
+def test_valid_and_zero_padding():
+    lengths = [0, 4, T]
+    np.testing.assert_array_equal(layers.valid(jnp.array(lengths), T), [[t < n for t in range(T)] for n in lengths])
+    x = ragged(lengths)
+    zeroed = np.asarray(layers.zero_padding(jnp.asarray(x), jnp.array(lengths)))
+    for b, n in enumerate(lengths):
+        np.testing.assert_array_equal(zeroed[b, :n], x[b, :n])
+        assert not zeroed[b, n:].any()
+
+
+def test_inputs_enter_clean_and_in_the_dtype_of_the_weights():
+    entered = layers.enter(jnp.asarray(ragged([3, T])), jnp.array([3, T]), {"kernel": jnp.zeros(1, jnp.bfloat16)})
+    assert entered.dtype == jnp.bfloat16
+    assert not np.asarray(entered[0, 3:], np.float32).any()
+    assert np.asarray(entered[1], np.float32).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("norm", "names"),
+    [
+        (layers.LayerNorm(1e-5), {"scale", "bias"}),
+        (layers.LayerNorm(1e-6, affine=False), set()),
+        (layers.RMSNorm(1e-5), {"scale"}),
+    ],
+)
+def test_norms_equal_float64(norm, names, dtype):
+    """Also where the mean is a thousand times the deviation, which a variance of one pass does not survive."""
+    x = jnp.asarray(normal(0, 2, 5, 64) + np.array([0.0, 1000.0])[:, None, None], dtype)
+    weights = {name: jnp.asarray(normal(seed, 64), dtype) for seed, name in enumerate(("scale", "bias"))}
+    variables = norm.init(jax.random.key(0), x)
+    assert set(variables.get("params", {})) == names
+    y = layers.apply(norm, {name: weights[name] for name in names}, x)
+    assert y.dtype == dtype
+    expected = np.asarray(x, np.float64)
+    if isinstance(norm, layers.LayerNorm):
+        expected = expected - expected.mean(-1, keepdims=True)
+    expected = expected / np.sqrt(np.square(expected).mean(-1, keepdims=True) + norm.epsilon)
+    if "scale" in names:
+        expected = expected * np.asarray(weights["scale"], np.float64)
+    if "bias" in names:
+        expected = expected + np.asarray(weights["bias"], np.float64)
+    # float32 holds a mean of 1000 to 1e-4; bfloat16 rounds what comes out, and nothing before.
+    for row, tolerance in enumerate((2e-6, 1e-3)):
+        rounding = 2**-8 if dtype == jnp.bfloat16 else 0
+        np.testing.assert_allclose(np.asarray(y[row], np.float64), expected[row], atol=tolerance, rtol=rounding)
+
+
+def attention(q, k, v, mask, bias):
+    """Row by row, head by head, query by query, in float64: a softmax over the keys that are seen."""
+    y = np.zeros(q.shape)
+    for b, n, i in np.ndindex(q.shape[0], q.shape[2], q.shape[1]):
+        scores = (k[b, :, n] @ q[b, i, n] + bias[b, n, i]) / np.sqrt(q.shape[-1])
+        seen = mask[b, 0, i]
+        weights = np.exp(scores - scores.max()) * seen if seen.any() else np.ones(len(seen))
+        y[b, i, n] = weights @ v[b, :, n] / weights.sum()
+    return y
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attend_equals_its_definition(dtype):
+    """With mask and bias; the first query of the second row sees no key, and averages all values."""
+    q, k, v = (jnp.asarray(normal(i, 2, 4 if i == 0 else 6, 3, 8), dtype) for i in range(3))
+    bias = jnp.asarray(3 * normal(3, 2, 3, 4, 6), dtype)
+    mask = np.random.default_rng(4).random((2, 1, 4, 6)) < 0.6
+    mask[:, :, :, 0], mask[1, 0, 0] = True, False
+    assert not mask[0].all()
+    wide = [np.asarray(a, np.float64) for a in (q, k, v)]
+    # In bfloat16 weights and result are rounded, the scores are not.
+    tolerance = 1e-2 if dtype == jnp.bfloat16 else 1e-6
+    y = layers.attend(q, k, v, jnp.asarray(mask), bias)
+    assert y.dtype == dtype
+    expected = attention(*wide, mask, np.asarray(bias, np.float64))
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=tolerance)
+    np.testing.assert_allclose(expected[1, 0], wide[2][1].mean(0))
+    plain = attention(*wide, np.ones_like(mask), np.zeros(bias.shape))
+    np.testing.assert_allclose(np.asarray(layers.attend(q, k, v), np.float64), plain, atol=tolerance)
+
+
+def test_what_is_hidden_has_no_weight_at_all():
+    q, k, v = (jnp.asarray(normal(i, 1, 5, 2, 8)) for i in range(3))
+    mask = jnp.arange(5)[None, None, None, :] < 3
+    y = layers.attend(q, k, v, mask)
+    np.testing.assert_array_equal(layers.attend(q, k.at[:, 3:].set(1e4), v.at[:, 3:].set(-1e9), mask), y)
