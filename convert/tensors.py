@@ -222,10 +222,8 @@ class _Pickle:
     def _tensor(self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
         path, shape, strides = self._path, tuple(shape), tuple(strides)
         numbers = (offset, *shape, *strides)
-        if not isinstance(storage, _Storage) or not all(isinstance(n, int) for n in numbers):
-            raise TypeError("a tensor of no storage, or of no shape")
-        if len(shape) > _MOST_DIMENSIONS:
-            raise ValueError("too many dimensions")
+        if not all(isinstance(n, int) for n in numbers) or len(shape) > _MOST_DIMENSIONS:
+            raise TypeError("a tensor of no shape")
         count = math.prod(shape)
         span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if count else 0
         # A tensor larger than its storage repeats elements, which no weight does; it could claim any size.

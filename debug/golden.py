@@ -13,8 +13,8 @@ TOLERANCE = {
     "block": 1e-5,  # relative: one block of a network, fed the reference's input
     "component": 1e-4,  # relative: a whole network
     "front end": 1e-4,  # absolute: filterbank features and log-mel
-    # The reference computes CAMPPlus's features and the log-mel in float32, and so is itself up to 5e-4 off where a band
-    # is 1e7 times weaker than the loudest (0.2 % of all values by more than 1e-4); ours is within 1e-4 of float64 there.
+    # The reference computes CAMPPlus's features and the log-mel in float32, and so is itself up to 5e-4 off where a
+    # band is 1e7 times weaker than the loudest (0.2 % of all values by more than 1e-4); ours keeps 1e-4 of float64.
     "front end rounding": 1e-3,  # absolute
     "style of a recording": 5e-4,  # relative: CAMPPlus on our own features instead of the reference's rounded ones
     "mel": 1e-3,  # absolute: after all Euler steps

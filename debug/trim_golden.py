@@ -53,4 +53,4 @@ if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
     for name in KEEP:
         with np.load(source / f"{name}.npz") as arrays:
-            np.savez_compressed(target / f"{name}.npz", **trim(name, dict(arrays)))
+            np.savez_compressed(target / f"{name}.npz", **trim(name, dict(arrays)))  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("indextts-jax: %(levelname)s: %(message)s"))
     logging.addLevelName(logging.WARNING, "warning")
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in ("absl", "asyncio"):  # Orbax logs tracebacks of errors that it raises as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         options.command(options)
     except KeyboardInterrupt:
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("convert", _convert, "Convert a model folder in the official layout; PyTorch is not needed.")
-    sub.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="folder with config.yaml, gpt.pth, hf_cache/, ...")
+    sub.add_argument(
+        "model_dir", type=Path, metavar="MODEL_DIR", help="folder with config.yaml, gpt.pth, hf_cache/, ..."
+    )
     sub.add_argument("out", type=Path, metavar="OUT", help="folder to make; must not exist")
     sub.add_argument("--strict", action="store_true", help="refuse files with unknown tensors")
 
@@ -87,15 +91,26 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("speak", _speak, "Speak a text in the voice of a recording.")
     model = sub.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", type=Path, help="converted model")
-    model.add_argument("--random-init", type=Path, metavar="CONFIG", help="random weights of config.yaml's sizes: noise, for benchmarks")
-    sub.add_argument("--voice", type=Path, required=True, help="recording of the speaker, or a Voice file (.safetensors)")
+    model.add_argument(
+        "--random-init",
+        type=Path,
+        metavar="CONFIG",
+        help="random weights of config.yaml's sizes: noise, for benchmarks",
+    )
+    sub.add_argument(
+        "--voice", type=Path, required=True, help="recording of the speaker, or a Voice file (.safetensors)"
+    )
     text = sub.add_mutually_exclusive_group()
     text.add_argument("--text", help="what to say (default: standard input)")
     text.add_argument("--text-file", type=Path, help="file with what to say, UTF-8")
     sub.add_argument("--output", type=Path, required=True, help="WAV file to write: 22.05 kHz, mono, 16 bit")
     sub.add_argument("--save", type=Path, metavar="FILE", help="also write codes and mel of every segment (.npz)")
-    sub.add_argument("--plot", type=Path, metavar="FILE", help="also draw the mel of every segment (.png, needs matplotlib)")
-    sub.add_argument("--flow-noise", type=Path, metavar="FILE", help=".npz with seg0, seg1, ... [1, mels, frames] to start from")
+    sub.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw the mel of every segment (.png, needs matplotlib)"
+    )
+    sub.add_argument(
+        "--flow-noise", type=Path, metavar="FILE", help=".npz with seg0, seg1, ... [1, mels, frames] to start from"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of sampling and noise (%(default)s)")
     sub.add_argument("--greedy", action="store_true", help="take the best code at each step instead of sampling")
     sub.add_argument("--temperature", type=float, default=0.8, help="of sampling (%(default)s)")
@@ -105,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-codes", type=int, default=1500, help="per segment, 50 a second (%(default)s)")
     sub.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
     sub.add_argument("--cfg-rate", type=float, default=0.7, help="strength of the flow's guidance (%(default)s)")
-    sub.add_argument("--segment-tokens", type=int, default=120, metavar="N", help="text pieces per segment (%(default)s)")
+    sub.add_argument(
+        "--segment-tokens", type=int, default=120, metavar="N", help="text pieces per segment (%(default)s)"
+    )
     sub.add_argument("--silence-ms", type=int, default=200, help="between segments (%(default)s)")
     _add_dtype(sub)
     return parser
@@ -149,7 +166,9 @@ def _info(options: argparse.Namespace) -> None:
     for name in models.COMPONENTS:
         folder = options.model / name
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder, the {name} component is missing; convert the model again")
+            raise FileNotFoundError(
+                f"{folder}: no such folder, the {name} component is missing; convert the model again"
+            )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(name, getattr(cfg, name))))
         print(f"{name:12} {count:14,} parameters {size / 1e6:10.1f} MB  {getattr(cfg, name)}")
@@ -273,11 +292,15 @@ def _model_and_text(options: argparse.Namespace, text: str) -> "tuple[Model, Ana
     cfg = config.from_yaml(config.read_yaml(options.random_init))
     _configure_jax(options.dtype)
     log.warning("random weights: the output is noise")
-    keys = dict(zip(models.COMPONENTS, jax.random.split(jax.random.key(options.seed), len(models.COMPONENTS)), strict=True))
+    keys = dict(
+        zip(models.COMPONENTS, jax.random.split(jax.random.key(options.seed), len(models.COMPONENTS)), strict=True)
+    )
     params = {name: models.random(name, getattr(cfg, name), key, options.dtype) for name, key in keys.items()}
     vocabulary = options.random_init.parent / "bpe.model"
     front = checkpoint.TextFrontEnd.load(vocabulary) if vocabulary.is_file() else None
-    analysis = front.analyse(text, options.segment_tokens) if front else _bytes_as_text(text, cfg, options.segment_tokens)
+    analysis = (
+        front.analyse(text, options.segment_tokens) if front else _bytes_as_text(text, cfg, options.segment_tokens)
+    )
     return checkpoint.Model(params, cfg, front), analysis  # type: ignore[arg-type]
 
 
@@ -310,7 +333,9 @@ def _check_writable(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a file name")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder, so {path.name} cannot be written there; create it first")
+        raise FileNotFoundError(
+            f"{path.parent}: no such folder, so {path.name} cannot be written there; create it first"
+        )
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path.parent}: not writable; choose another folder for {path.name}")
 
@@ -372,7 +397,9 @@ def _plot(path: Path, speech: "Audio", title: str) -> None:
     seconds = sum(segment.end - segment.start for segment in speech.segments) / speech.rate
     figure = Figure(figsize=(max(5.0, 3 * seconds), 3.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="s", ylabel="mel band")
-    image = axes.imshow(np.concatenate(mels, axis=1), origin="lower", aspect="auto", extent=(0, seconds, 0, len(mels[0])))
+    image = axes.imshow(
+        np.concatenate(mels, axis=1), origin="lower", aspect="auto", extent=(0, seconds, 0, len(mels[0]))
+    )
     figure.colorbar(image, label="log amplitude")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
@@ -385,7 +412,10 @@ def _progress() -> "Iterator[Progress]":
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    with tqdm(total=1, disable=None, leave=False, bar_format="{desc} {bar} {n}/{total} [{elapsed}]") as bar, logging_redirect_tqdm():
+    with (
+        tqdm(total=1, disable=None, leave=False, bar_format="{desc} {bar} {n}/{total} [{elapsed}]") as bar,
+        logging_redirect_tqdm(),
+    ):
 
         def show(stage: str, segment: int, segments: int) -> None:
             bar.total = 1 + segments * len(STAGES)

@@ -104,7 +104,11 @@ class Options:
     silence_ms: int = 200  # between segments
 
     def __post_init__(self) -> None:
-        for name, value, low in (("max_codes", self.max_codes, 1), ("steps", self.steps, 1), ("silence_ms", self.silence_ms, 0)):
+        for name, value, low in (
+            ("max_codes", self.max_codes, 1),
+            ("steps", self.steps, 1),
+            ("silence_ms", self.silence_ms, 0),
+        ):
             if value < low:
                 raise ValueError(f"{name} is {value}, but must be at least {low}")
         if not 0 <= self.guidance <= 100:
@@ -184,7 +188,9 @@ def load_voice(path: str | Path, cfg: Config) -> Voice:
         raise ValueError(f"{path}: not a voice file of this version; make it with `indextts-jax voice`")
     width, mels = cfg.gpt.width, cfg.s2mel.mels
     if voice.latents.shape != (cfg.conditioner.speaker.latents, width) or voice.mel.shape[1:] != (mels,):
-        raise ValueError(f"{path}: made with another model (width {voice.latents.shape[-1]}, not {width}); make it again")
+        raise ValueError(
+            f"{path}: made with another model (width {voice.latents.shape[-1]}, not {width}); make it again"
+        )
     return voice
 
 
@@ -209,7 +215,9 @@ def speak(
     options = options or Options()
     given = given or [[Given()] * len(text.segments) for text in texts]
     if not len(texts) == len(voices) == len(keys) == len(given):
-        raise ValueError(f"{len(texts)} texts, {len(voices)} voices, {len(keys)} keys and {len(given)} given: not parallel")
+        raise ValueError(
+            f"{len(texts)} texts, {len(voices)} voices, {len(keys)} keys and {len(given)} given: not parallel"
+        )
     result = []
     for text, voice, key, replaced in zip(texts, voices, keys, given, strict=True):
         if len(replaced) != len(text.segments):
@@ -252,8 +260,8 @@ def _speak_segment(
     if given.mel is not None:
         begin("vocode")
         mel = np.asarray(given.mel, np.float32)
-        frames = np.pad(mel, ((0, bucket(len(mel), _frames_ladder()) - len(mel)), (0, 0)))[None]
-        samples = bigvgan.vocode(params["bigvgan"], cfg.bigvgan, jnp.asarray(frames), jnp.array([len(mel)]))
+        frames = _row(mel, bucket(len(mel), tuple(map(target_frames, buckets.CODES))))
+        samples = bigvgan.vocode(params["bigvgan"], cfg.bigvgan, frames, jnp.array([len(mel)]))
         return Segment(np.zeros(0, np.int32), mel, 0, 0, True), np.asarray(samples[0, : len(mel) * cfg.bigvgan.hop])
 
     begin("codes")
@@ -272,11 +280,13 @@ def _speak_segment(
     if len(codes) == 0:
         raise ValueError("no speech came of a segment: the stop code was drawn first; try another seed")
     if codes.min() < 0 or codes.max() >= cfg.repcodec.codes:
-        raise ValueError(f"codes lie between {codes.min()} and {codes.max()}, but the codec has 0 to {cfg.repcodec.codes - 1}")
+        raise ValueError(
+            f"codes lie between {codes.min()} and {codes.max()}, but the codec has 0 to {cfg.repcodec.codes - 1}"
+        )
 
     room = bucket(len(codes), buckets.CODES)
     length = jnp.array([len(codes)])
-    padded = jnp.asarray(np.pad(codes, (0, room - len(codes))))[None]
+    padded = _row(codes, room)
     frames, target = target_frames(room), int(s2mel.target_lengths(length)[0])
     noise = s2mel.draw_noise(noise_key, frames, cfg.s2mel.mels)[None]
     if given.noise is not None:
@@ -286,11 +296,11 @@ def _speak_segment(
                 f"the given noise has shape {np.shape(given.noise)}, but prompt ({prompt} frames) and target ({target}) "
                 f"need {(prompt + target, cfg.s2mel.mels)}"
             )
-        noise = jnp.asarray(np.pad(np.asarray(given.noise, np.float32)[prompt:], ((0, frames - target), (0, 0))))[None]
+        noise = _row(np.asarray(given.noise, np.float32)[prompt:], frames)
 
     begin("latents")
     if given.latents is not None:
-        latents = jnp.asarray(np.pad(np.asarray(given.latents, np.float32), ((0, room - len(codes)), (0, 0))))[None]
+        latents = _row(np.asarray(given.latents, np.float32), room)
     else:
         latents = second_pass(params, cfg, voices, texts, text_lengths, padded)
     begin("mel")
@@ -310,7 +320,9 @@ def gather(voices: Sequence[Voice]) -> Voices:
     def frames(arrays: list[Any]) -> Array:
         return jnp.stack([jnp.pad(jnp.asarray(a), ((0, room - len(a)), (0, 0))) for a in arrays])
 
-    latents, emotion, style = (jnp.stack([jnp.asarray(getattr(v, n)) for v in voices]) for n in ("latents", "emotion", "style"))
+    latents, emotion, style = (
+        jnp.stack([jnp.asarray(getattr(v, n)) for v in voices]) for n in ("latents", "emotion", "style")
+    )
     mel, content = (frames([getattr(v, n) for v in voices]) for n in ("mel", "content"))
     return Voices(latents, emotion, style, mel, content, jnp.array(lengths))
 
@@ -319,7 +331,9 @@ def text_batch(cfg: Config, rows: Sequence[Sequence[int]], room: int | None = No
     """Text ids as a padded batch: [B, X] int32, lengths [B]. Raises ValueError for ids or lengths the GPT lacks."""
     longest = max(map(len, rows))
     if longest > cfg.gpt.most_texts:
-        raise ValueError(f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}: use shorter segments")
+        raise ValueError(
+            f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}: use shorter segments"
+        )
     highest = max((max(row, default=0) for row in rows), default=0)
     if highest >= cfg.gpt.texts:
         raise ValueError(f"text id {highest} is past the model's {cfg.gpt.texts}: bpe.model belongs to another model")
@@ -333,8 +347,9 @@ def target_frames(codes: int) -> int:
     return int(codes * s2mel.FRAMES_PER_CODE) + 1
 
 
-def _frames_ladder() -> tuple[int, ...]:
-    return tuple(map(target_frames, buckets.CODES))
+def _row(array: np.ndarray, room: int) -> Array:
+    """An array as the only row of a padded batch: [N, ...] -> [1, room, ...]."""
+    return jnp.asarray(np.pad(array, ((0, room - len(array)),) + ((0, 0),) * (array.ndim - 1)))[None]
 
 
 # ---- from codes to samples: pure functions --------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from types import TracebackType
 
 import jax
 
-_COMPILING = "/jax/core/compile/"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_running: list["Stopwatch"] = []
 
 
 class Stopwatch:
@@ -18,20 +18,14 @@ class Stopwatch:
 
     def __enter__(self) -> "Stopwatch":
         self._intervals: list[tuple[float, float]] = []
-        self.programs = 0  # compiled or fetched from the persistent cache
+        self.programs = 0  # compiled, or fetched from the persistent cache
         self._begin, self._end = time.perf_counter(), 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        _running.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end = time.perf_counter()
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event: str, seconds: float, **_: object) -> None:
-        if event.startswith(_COMPILING):
-            now = time.perf_counter()
-            self._intervals.append((now - seconds, now))
-            self.programs += event == _COMPILED
+        _running.remove(self)
 
     @property
     def seconds(self) -> float:
@@ -44,3 +38,14 @@ class Stopwatch:
             total += max(0.0, end - max(begin, reached))
             reached = max(reached, end)
         return total
+
+
+def _listen(event: str, duration_secs: float, **_: object) -> None:
+    if event.startswith("/jax/core/compile/"):
+        now = time.perf_counter()
+        for watch in _running:
+            watch._intervals.append((now - duration_secs, now))
+            watch.programs += event == _COMPILED
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)  # once: older versions of JAX cannot take it off again

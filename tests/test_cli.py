@@ -135,7 +135,9 @@ def test_voice_files_speak_like_their_recording(converted, tmp_path, capsys):
 
 
 def test_random_weights_need_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(config, "from_yaml", lambda settings: tiny.cfg)  # it would take official sizes where it is silent
+    monkeypatch.setattr(
+        config, "from_yaml", lambda settings: tiny.cfg
+    )  # it would take official sizes where it is silent
     out = tmp_path / "out.wav"
     arguments = ["--voice", VOICE, "--text", "a test", "--output", out, "--max-codes", 8, "--steps", 2]
     assert run("speak", "--random-init", FIXTURES / "tiny" / "config.yaml", *arguments, "--dtype", "bfloat16") == 0
@@ -282,7 +284,14 @@ def test_a_long_recording_is_cut_and_said_so(converted, tmp_path, capsys):
 
 
 def test_help_is_quick_and_needs_no_jax():
-    code = "import sys; from indextts_jax import cli\ntry: cli.main(['speak', '--help'])\nexcept SystemExit: print('jax' in sys.modules)"
+    code = """
+import sys
+from indextts_jax import cli
+try:
+    cli.main(["speak", "--help"])
+except SystemExit:
+    print("jax" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
     assert "--flow-noise" in done.stdout

@@ -62,11 +62,11 @@ def test_second_pass_equals_reference(tiny, arrays, prefix):
 
 
 def test_padded_rows_equal_rows_alone():
-    """Prefix, prefill, steps and the second pass of three rows of different lengths, together and alone."""
+    """Prefix, prefill, steps and the second pass of two rows of different lengths, together and alone."""
     params, cfg, rng = parameters("gpt", GPT), GPT, np.random.default_rng(2)
-    latents, emotion = normal(0, 3, 4, cfg.width), normal(1, 3, cfg.width)
-    texts, lengths = rng.integers(2, 50, (3, 9), np.int32), np.array([9, 1, 5])
-    codes = rng.integers(0, 40, (3, 6), np.int32)
+    latents, emotion = normal(0, 2, 4, cfg.width), normal(1, 2, cfg.width)
+    texts, lengths = rng.integers(2, 50, (2, 9), np.int32), np.array([9, 1])
+    codes = rng.integers(0, 40, (2, 6), np.int32)
 
     def run(latents, emotion, texts, lengths, codes):
         prefix = gpt.prefix(params, cfg, latents, emotion, texts, lengths)

@@ -106,7 +106,13 @@ def test_same_key_same_audio_and_nothing_is_compiled_twice(model, voice):
 
 def test_buckets_change_nothing(model, voice, monkeypatch):
     speech = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=20, steps=5))
-    for name, ladder in {"TEXT": (9, 10), "CODES": (20, 21), "PROMPT": (393, 400), "FRAMES": (426, 430), "CACHE": (70, 90)}.items():
+    for name, ladder in {
+        "TEXT": (9, 10),
+        "CODES": (20, 21),
+        "PROMPT": (393, 400),
+        "FRAMES": (426, 430),
+        "CACHE": (70, 90),
+    }.items():
         monkeypatch.setattr(buckets, name, ladder)
     exact = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=20, steps=5))
     assert speech.segments[0].codes.tolist() == exact.segments[0].codes.tolist()
@@ -200,9 +206,7 @@ def test_gradients_of_the_audio_agree_with_finite_differences(model, voice):
     @jax.jit
     def loss(inputs):
         there = voices._replace(emotion=inputs["emotion"], latents=inputs["latents"])
-        out = pipeline.render(
-            model.params, cfg, there, texts, lengths, codes, jnp.array([8]), inputs["noise"], steps=4
-        )
+        out = pipeline.render(model.params, cfg, there, texts, lengths, codes, jnp.array([8]), inputs["noise"], steps=4)
         return (out.samples * weights).mean() * 100
 
     gradient = jax.jit(jax.grad(loss))(inputs)
@@ -210,7 +214,7 @@ def test_gradients_of_the_audio_agree_with_finite_differences(model, voice):
         # random, but uphill everywhere: a slope large enough to be measured in float32
         direction = jnp.sign(gradient[name]) * jnp.abs(jax.random.normal(jax.random.key(10 + i), inputs[name].shape))
         slope = float((gradient[name] * direction).sum())
-        step = 3e-4
+        step = 1e-2  # below 3e-3 the rounding of float32 shows, at 3e-2 the curvature
         ends = [float(loss({**inputs, name: inputs[name] + s * step * direction})) for s in (1, -1)]
         measured = (ends[0] - ends[1]) / (2 * step)
         assert abs(slope) > 1e-4, name

@@ -1,17 +1,17 @@
 """Length regulator, estimator and solver against the reference; and that padding changes nothing."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from debug.golden import TOLERANCE, absolute, golden, relative
-from indextts_jax.convert import s2mel as converter
 from indextts_jax.config import read_yaml
+from indextts_jax.convert import s2mel as converter
 from indextts_jax.models import s2mel
-
-
-SMALL = s2mel.S2MelConfig(6, 5, 8, 7, (6, 8), 10, 2, 12, 16, 2, 3, 8, 2, 5)
+from tests.small import S2MEL, normal, parameters
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def params(tiny):
 
 
 def channels_last(x):
-    return jnp.asarray(np.swapaxes(x, 1, 2))
+    return np.swapaxes(x, 1, 2)
 
 
 # ---- length regulator -----------------------------------------------------------------------------------------------
@@ -33,23 +33,20 @@ def channels_last(x):
 
 def test_latent_and_regulator_equal_reference(tiny, params, arrays):
     cfg = tiny.cfg.s2mel
-    latent = s2mel.Latent(cfg).apply({"params": params["latent"]}, jnp.asarray(arrays["seg0.gpt.latent.out"]))
+    latent = jax.jit(s2mel.Latent(cfg).apply)({"params": params["latent"]}, arrays["seg0.gpt.latent.out"])
     assert relative(latent, arrays["seg0.s2mel.gpt_layer.out"]) <= TOLERANCE["block"]
-    lengths = jnp.array([40])
+    lengths = np.array([40])
     frames = s2mel.target_lengths(lengths)
     np.testing.assert_array_equal(frames, arrays["seg0.s2mel.length_regulator.ylens"])
-    semantic = jnp.asarray(arrays["seg0.s2mel.length_regulator.in"])
-    out = s2mel.regulate(params, cfg, semantic, lengths, 68, frames)
+    out = s2mel.regulate(params, cfg, arrays["seg0.s2mel.length_regulator.in"], lengths, 68, frames)
     assert relative(out, arrays["seg0.s2mel.length_regulator"]) <= TOLERANCE["component"]
-    whole = s2mel.content(
-        params, cfg, channels_last(arrays["seg0.vq2emb"]), jnp.asarray(arrays["seg0.gpt.latent.out"]), lengths, 68, frames
-    )
+    embeddings, latents = channels_last(arrays["seg0.vq2emb"]), arrays["seg0.gpt.latent.out"]
+    whole = s2mel.content(params, cfg, embeddings, latents, lengths, 68, frames)
     assert relative(whole, arrays["seg0.s2mel.length_regulator"]) <= TOLERANCE["component"]
 
 
 def test_prompt_condition_equals_reference(tiny, params, arrays):
-    embeddings = jnp.asarray(arrays["codec.S_ref"])
-    out = s2mel.regulate(params, tiny.cfg.s2mel, embeddings, jnp.array([227]), 392, jnp.array([392]))
+    out = s2mel.regulate(params, tiny.cfg.s2mel, arrays["codec.S_ref"], np.array([227]), 392, np.array([392]))
     assert relative(out, arrays["prompt_condition"]) <= TOLERANCE["component"]
 
 
@@ -58,7 +55,7 @@ def test_nearest_is_float32_and_differs_from_exact_arithmetic():
     sources = np.arange(1, 600)
     targets = (sources * np.float32(1.72)).astype(np.int32)
     frames = int(targets.max())
-    ours = np.asarray(s2mel.nearest(jnp.asarray(sources), frames, jnp.asarray(targets)))
+    ours = np.asarray(jax.jit(s2mel.nearest, static_argnums=1)(sources, frames, targets))
     exact = 0
     for row, source, target in zip(ours, sources, targets, strict=True):
         scale = np.float32(source) / np.float32(target)
@@ -69,11 +66,10 @@ def test_nearest_is_float32_and_differs_from_exact_arithmetic():
 
 
 def test_regulator_ignores_padding_and_neighbours():
-    cfg, params = SMALL, s2mel.init(SMALL, jax.random.key(0))
-    x = jax.random.normal(jax.random.key(0), (3, 20, cfg.semantic))
-    lengths = jnp.array([20, 7, 13])
-    targets = s2mel.target_lengths(lengths)
-    together = s2mel.regulate(params, cfg, x, lengths, 40, targets)
+    cfg, params = S2MEL, parameters("s2mel", S2MEL)
+    x, lengths = normal(0, 3, 20, cfg.semantic), np.array([20, 7, 13])
+    targets = np.asarray(s2mel.target_lengths(lengths))
+    together = np.asarray(s2mel.regulate(params, cfg, x, lengths, 40, targets))
     for i, (n, f) in enumerate(zip(lengths.tolist(), targets.tolist(), strict=True)):
         alone = s2mel.regulate(params, cfg, x[i : i + 1, :n], lengths[i : i + 1], f, targets[i : i + 1])
         assert relative(together[i : i + 1, :f], alone) <= TOLERANCE["block"]
@@ -94,10 +90,10 @@ def estimator_inputs(arrays):
     return {
         "x": channels_last(arrays["seg0.dit0.in.x"]),
         "prompt": channels_last(arrays["seg0.dit0.in.prompt_x"]),
-        "content": jnp.asarray(arrays["seg0.dit0.in.mu"]),
-        "style": jnp.asarray(arrays["seg0.dit0.in.style"]),
-        "t": jnp.asarray(arrays["seg0.dit0.in.t"]),
-        "lengths": jnp.array([460, 460]),
+        "content": arrays["seg0.dit0.in.mu"],
+        "style": arrays["seg0.dit0.in.style"],
+        "t": arrays["seg0.dit0.in.t"],
+        "lengths": np.array([460, 460]),
     }
 
 
@@ -105,41 +101,35 @@ def test_estimator_blocks_equal_reference(tiny, params, arrays):
     """Each block on the reference's own input, first row of the stacked two (the one with the prompt)."""
     cfg, params = tiny.cfg.s2mel, params["estimator"]
     stored = {key.removeprefix("seg0.dit0."): value for key, value in arrays.items() if key.startswith("seg0.dit0.")}
-    lengths, T = jnp.array([460]), 460
+    stored["wavenet"] = channels_last(stored["wavenet"])
+    lengths, T = np.array([460]), 460
 
-    def check(module, name, ours, *inputs):
+    def check(module, name, ours, *inputs, **static):
         tree = params
         for part in ours.split("/"):
             tree = tree[part]
-        out = jax.jit(module.apply)({"params": tree}, *inputs)
+        out = jax.jit(partial(module.apply, **static))({"params": tree}, *inputs)
         assert relative(out, stored[name]) <= TOLERANCE["block"], name
-        return out
 
-    t = jnp.asarray(stored["in.t"])
     for name, ours, width in (("t_embedder", "time", cfg.width), ("t_embedder2", "wavenet_time", cfg.wavenet_width)):
-        out = s2mel.TimeEmbedding(width).apply({"params": params[ours]}, t, jnp.float32)
-        assert relative(out, stored[name]) <= TOLERANCE["block"]
-    time = jnp.asarray(stored["t_embedder"][:1])
-    rotation = tuple(jnp.asarray(s2mel.rotations(T, cfg.width // cfg.heads)))
-    mask = jnp.ones((1, 1, 1, T), bool)
-    x = jnp.asarray(stored["cond_x_merge_linear"])
+        check(s2mel.TimeEmbedding(width), name, ours, stored["in.t"], dtype=jnp.float32)
+    time, wave_time = stored["t_embedder"][:1], stored["t_embedder2"][:1]
+    rotation, mask = tuple(s2mel.rotations(T, cfg.width // cfg.heads)), np.ones((1, 1, 1, T), bool)
+    x, normed = stored["cond_x_merge_linear"], stored["layer0.attention_norm"]
     layer = "transformer/layer_0"
     check(s2mel.AdaptiveNorm(), "layer0.attention_norm", f"{layer}/attention_norm", x, time)
-    check(s2mel.Attention(cfg), "layer0.attention", f"{layer}/attention", jnp.asarray(stored["layer0.attention_norm"]), rotation, mask)
+    check(s2mel.Attention(cfg), "layer0.attention", f"{layer}/attention", normed, rotation, mask)
     check(s2mel.Block(cfg), "layer0", layer, x, time, rotation, mask)
-    check(s2mel.AdaptiveNorm(), "transformer", "transformer/norm", jnp.asarray(stored["layer4"]), time)
+    check(s2mel.AdaptiveNorm(), "transformer", "transformer/norm", stored["layer4"], time)
     check(s2mel.Transformer(cfg), "transformer", "transformer", x, time, lengths)
-    wave_time = jnp.asarray(stored["t_embedder2"][:1])
-    out = jax.jit(s2mel.WaveNet(cfg).apply)({"params": params["wavenet"]}, jnp.asarray(stored["conv1"]), wave_time, lengths)
-    assert relative(out, np.swapaxes(stored["wavenet"], 1, 2)) <= TOLERANCE["block"]
+    check(s2mel.WaveNet(cfg), "wavenet", "wavenet", stored["conv1"], wave_time, lengths)
 
 
 def test_estimator_equals_reference(tiny, params, arrays):
-    inputs = estimator_inputs(arrays)
-    out = jax.jit(s2mel.estimate, static_argnums=1)(params, tiny.cfg.s2mel, **inputs)
+    inputs, estimate = estimator_inputs(arrays), jax.jit(s2mel.estimate, static_argnums=1)
+    out = estimate(params, tiny.cfg.s2mel, **inputs)
     assert relative(out, np.swapaxes(arrays["seg0.dit0.out"], 1, 2)) <= TOLERANCE["component"]
-    moved = {**inputs, "x": inputs["x"] * 1.01}
-    out = jax.jit(s2mel.estimate, static_argnums=1)(params, tiny.cfg.s2mel, **moved)
+    out = estimate(params, tiny.cfg.s2mel, **{**inputs, "x": inputs["x"] * np.float32(1.01)})
     assert relative(out, np.swapaxes(arrays["seg0.dit0.out"], 1, 2)) > TOLERANCE["component"]
 
 
@@ -155,17 +145,17 @@ def flow_inputs(arrays, segment="seg0"):
     noise = channels_last(arrays[f"{segment}.cfm.noise"])
     return {
         "noise": noise[:, 392:],
-        "content": jnp.asarray(reference["seg0.s2mel.length_regulator"]),
-        "lengths": jnp.array([68]),
+        "content": reference["seg0.s2mel.length_regulator"],
+        "lengths": np.array([68]),
         "prompt": channels_last(reference["ref_mel"]),
-        "prompt_content": jnp.asarray(reference["prompt_condition"]),
-        "prompt_lengths": jnp.array([392]),
-        "style": jnp.asarray(reference["campplus.out"]),
+        "prompt_content": reference["prompt_condition"],
+        "prompt_lengths": np.array([392]),
+        "style": reference["campplus.out"],
     }
 
 
 def test_mel_from_the_stored_noise_equals_reference(tiny, params, arrays):
-    states = s2mel.flow(params, tiny.cfg.s2mel, **flow_inputs(arrays), every=True)
+    states = np.asarray(s2mel.flow(params, tiny.cfg.s2mel, **flow_inputs(arrays), every=True))
     for index, step in enumerate(arrays["seg0.cfm.trajectory_steps"]):
         if step:
             stored = arrays["seg0.cfm.trajectory"][index].T[None, 392:]
@@ -184,13 +174,11 @@ def test_euler_is_exact_on_a_constant_field():
 
 def test_flow_ignores_padding_and_neighbours():
     """Two rows of different prompts and targets, padded and packed together, equal the rows alone."""
-    cfg, params = SMALL, s2mel.init(SMALL, jax.random.key(0))
-    keys = jax.random.split(jax.random.key(0), 5)
+    cfg, params = S2MEL, parameters("s2mel", S2MEL)
     P, F = 30, 24
-    prompts, targets = jnp.array([30, 11]), jnp.array([13, 24])
-    noise, prompt = jax.random.normal(keys[0], (2, F, cfg.mels)), jax.random.normal(keys[1], (2, P, cfg.mels))
-    content, before = jax.random.normal(keys[2], (2, F, cfg.content)), jax.random.normal(keys[3], (2, P, cfg.content))
-    style = jax.random.normal(keys[4], (2, cfg.style))
+    prompts, targets = np.array([30, 11]), np.array([13, 24])
+    noise, prompt = normal(0, 2, F, cfg.mels), normal(1, 2, P, cfg.mels)
+    content, before, style = normal(2, 2, F, cfg.content), normal(3, 2, P, cfg.content), normal(4, 2, cfg.style)
     together = s2mel.flow(params, cfg, noise, content, targets, prompt, before, prompts, style, steps=4, frames=45)
     for i, (p, f) in enumerate(zip(prompts.tolist(), targets.tolist(), strict=True)):
         row = slice(i, i + 1)
@@ -202,9 +190,9 @@ def test_flow_ignores_padding_and_neighbours():
 
 
 def test_noise_does_not_depend_on_the_bucket():
-    a, b = s2mel.draw_noise(jax.random.key(1), 10, 80), s2mel.draw_noise(jax.random.key(1), 17, 80)
-    np.testing.assert_array_equal(a, b[:10])
-    large = np.asarray(s2mel.draw_noise(jax.random.key(2), 500, 80))
+    draw = jax.jit(s2mel.draw_noise, static_argnums=(1, 2))
+    large = np.asarray(draw(jax.random.key(2), 500, 80))
+    np.testing.assert_array_equal(draw(jax.random.key(2), 10, 80), large[:10])
     assert abs(large.mean()) < 0.02
     assert abs(large.std() - 1) < 0.02
 

@@ -16,6 +16,7 @@ def init(component: str, cfg: Any, key: jax.Array) -> Any:
 
 def random(component: str, cfg: Any, key: jax.Array, dtype: Any) -> Any:
     """As `init`, made on the device in `dtype`, without a float32 copy of the whole."""
+
     def make(key: jax.Array) -> Any:
         return jax.tree.map(lambda a: a.astype(dtype), init(component, cfg, key))
 
