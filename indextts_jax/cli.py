@@ -151,8 +151,8 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _summary(names: Sequence[str]) -> str:
-    """Unused tensors by name, those of all layers together, with how many there are of each."""
-    groups = Counter(re.sub(r"\d+", "*", name) for name in names)
+    """Unused tensors by the first three parts of their names, all layers together, with how many there are of each."""
+    groups = Counter(".".join(re.sub(r"\d+", "*", name).split(".")[:3]) for name in names)
     return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in groups.items()) or "none"
 
 

@@ -293,8 +293,8 @@ def _speak_segment(
         prompt = int(voices.lengths[0])
         if np.shape(given.noise) != (prompt + target, cfg.s2mel.mels):
             raise ValueError(
-                f"the given noise has shape {np.shape(given.noise)}, but prompt ({prompt} frames) and target ({target}) "
-                f"need {(prompt + target, cfg.s2mel.mels)}"
+                f"the given noise has shape {np.shape(given.noise)}, but a prompt of {prompt} and a target of {target} "
+                f"frames need {(prompt + target, cfg.s2mel.mels)}"
             )
         noise = _row(np.asarray(given.noise, np.float32)[prompt:], frames)
 
@@ -303,9 +303,11 @@ def _speak_segment(
         latents = _row(np.asarray(given.latents, np.float32), room)
     else:
         latents = second_pass(params, cfg, voices, texts, text_lengths, padded)
+        jax.block_until_ready(latents)  # so that a stage is over before the next one is announced
     begin("mel")
     packed = bucket(int(voices.lengths[0]) + target, buckets.FRAMES)
     mel, lengths = to_mel(params, cfg, voices, padded, length, latents, noise, options.steps, options.guidance, packed)
+    jax.block_until_ready(mel)
     begin("vocode")
     samples = bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, lengths)
     segment = Segment(codes, np.asarray(mel[0, :target], np.float32), 0, 0, stopped)

@@ -14,8 +14,8 @@ from tests.small import GPT, normal, parameters
 GREEDY = Sampling(greedy=True)
 
 
-def prefix_of(tiny, arrays, segment="seg0"):
-    texts, emotion = arrays[f"{segment}.text_tokens"], arrays[f"{segment}.gpt.emo_vec"]
+def prefix_of(tiny, arrays):
+    texts, emotion = arrays["seg0.text_tokens"], arrays["seg0.gpt.emo_vec"]
     latents = golden("en_greedy")["seg0.gpt.speech_conditioning_latent"]
     return gpt.prefix(tiny.params("gpt"), tiny.cfg.gpt, latents, emotion, texts, np.array([texts.shape[1]]))
 
@@ -26,13 +26,23 @@ def with_stop_bias(params, cfg, bias):
     return {**params, "head": {**head, "bias": head["bias"].at[cfg.stop_code].set(bias)}}
 
 
-@pytest.mark.parametrize("segment", ["seg0", "seg1", "seg2"])
-def test_greedy_codes_equal_reference(tiny, segment):
-    arrays, keys = golden("en_segments"), jax.random.split(jax.random.key(0), 1)
-    drawn = decoding.generate(tiny.params("gpt"), tiny.cfg.gpt, prefix_of(tiny, arrays, segment), keys, GREEDY, 40)
-    assert drawn.lengths.tolist() == [40]
-    assert not drawn.stopped[0]
-    np.testing.assert_array_equal(drawn.codes[:, :40], arrays[f"{segment}.gpt.codes"])
+def test_greedy_codes_equal_reference(tiny):
+    """Three segments of different lengths in one batch, each as the reference draws it alone."""
+    arrays, params, cfg = golden("en_segments"), tiny.params("gpt"), tiny.cfg.gpt
+    segments = [f"seg{i}" for i in range(3)]
+    texts = [arrays[f"{segment}.text_tokens"][0] for segment in segments]
+    lengths = np.array([len(text) for text in texts])
+    assert len(set(lengths)) > 1
+    padded = np.stack([np.pad(text, (0, lengths.max() - len(text))) for text in texts])
+    latents = golden("en_greedy")["seg0.gpt.speech_conditioning_latent"].repeat(3, 0)
+    emotion = np.concatenate([arrays[f"{segment}.gpt.emo_vec"] for segment in segments])
+    prefix = gpt.prefix(params, cfg, latents, emotion, padded, lengths)
+    drawn = decoding.generate(params, cfg, prefix, jax.random.split(jax.random.key(0), 3), GREEDY, 40)
+    assert drawn.lengths.tolist() == [40] * 3
+    assert not drawn.stopped.any()
+    expected = np.concatenate([arrays[f"{segment}.gpt.codes"] for segment in segments])
+    np.testing.assert_array_equal(drawn.codes[:, :40], expected)
+    assert len({tuple(codes) for codes in expected.tolist()}) == 3
 
 
 def test_greedy_stops_where_the_reference_stops(tiny):
@@ -128,7 +138,7 @@ def test_same_key_same_codes_and_growing_the_cache_changes_nothing(tiny, monkeyp
     """Sampled rows of one batch, with caches that grow and fit to the slot, equal rows alone in one large cache."""
     params, cfg = with_stop_bias(tiny.params("gpt"), tiny.cfg.gpt, 0.5), tiny.cfg.gpt
     one, keys, limit = prefix_of(tiny, golden("en_segments")), jax.random.split(jax.random.key(5), 3), 90
-    batch = gpt.Prefix(np.repeat(one.embeddings, 3, 0), np.repeat(one.lengths, 3))
+    batch = jax.tree.map(lambda a: np.repeat(a, 3, 0), one)
     capacities, grow = [], decoding._grow
     monkeypatch.setattr(decoding, "_grow", lambda state, to: capacities.append(to) or grow(state, to))
     P = int(one.lengths[0])

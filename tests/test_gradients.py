@@ -16,7 +16,7 @@ from indextts_jax import models
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, layers, repcodec, s2mel, w2vbert
 from tests.small import BIGVGAN, CAMPPLUS, CONDITIONER, GPT, REPCODEC, S2MEL, W2VBERT, normal, parameters
 
-LENGTHS = np.array([13, 9])
+LENGTHS: Any = np.array([13, 9])
 
 # A function of parameters and inputs, the parameters, and the inputs by name
 Case = tuple[Callable[[Any, dict[str, Any]], Any], Any, dict[str, np.ndarray]]
@@ -75,7 +75,7 @@ def gpt_case() -> Case:
 
     def latents(params, x):
         prefix = gpt.prefix(params, GPT, x["latents"], x["emotion"], texts, np.array([5, 3]))
-        return layers.zero_padding(gpt.latents(params, GPT, prefix, codes), np.array([6, 4]))
+        return layers.zero_padding(gpt.latents(params, GPT, prefix, codes), jnp.array([6, 4]))
 
     return latents, parameters("gpt", GPT), {"latents": normal(0, 2, 3, GPT.width), "emotion": normal(1, 2, GPT.width)}
 
@@ -90,7 +90,7 @@ def content_case() -> Case:
 
 
 def flow_case() -> Case:
-    prompts = np.array([4, 7])
+    prompts: Any = np.array([4, 7])
 
     def mel(params, x):
         given = x["noise"], x["content"], LENGTHS, x["prompt"], x["prompt_content"], prompts, x["style"]
@@ -165,13 +165,14 @@ def test_reverse_pass_of_the_flow_keeps_one_state_per_step():
 
     def bytes_of(steps: int) -> int:
         def loss(noise, params, content, prompt, prompt_content):
-            lengths, style = np.array([64]), np.zeros((1, cfg.style), np.float32)
+            lengths, style = jnp.array([64]), jnp.zeros((1, cfg.style))
             return s2mel.flow(
                 params, cfg, noise, content, lengths, prompt, prompt_content, lengths, style, steps=steps
             ).sum()
 
         inputs = frames(cfg.mels), params, frames(cfg.content), frames(cfg.mels), frames(cfg.content)
-        return jax.jit(jax.grad(loss)).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+        memory: Any = jax.jit(jax.grad(loss)).lower(*inputs).compile().memory_analysis()
+        return memory.temp_size_in_bytes
 
     state = 4 * 128 * cfg.mels
     assert 0 < (bytes_of(16) - bytes_of(4)) / 12 <= 2 * state

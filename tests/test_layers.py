@@ -49,6 +49,18 @@ def test_pad_edges_pads_each_row_at_its_own_ends(mode, numpy_mode, left, right):
         np.testing.assert_allclose(gradient[b], pulled, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_depthwise_convolves_each_channel_by_itself(bias):
+    x, kernel = normal(0, 2, T, 3), normal(1, 4, 1, 3)
+    params = {"kernel": kernel, "bias": normal(2, 3)} if bias else {"kernel": kernel}
+    windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.float64), 4, axis=1)  # [B, T - 3, C, K]
+    expected = np.einsum("btck,kc->btc", windows, kernel[:, 0]) + params.get("bias", 0)
+    y = layers.apply(layers.Depthwise(4, use_bias=bias), params, x)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    half = layers.apply(layers.Depthwise(4, use_bias=bias), params, x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+
+
 def test_too_few_frames_are_not_mirrored():
     layers.pad_edges(jnp.zeros((1, 3, 1)), jnp.array([3]), 2, 2, "reflect")
     with pytest.raises(ValueError, match="2 frames cannot be mirrored by 2"):
@@ -122,15 +134,15 @@ def test_attend_equals_its_definition(dtype):
     mask = np.random.default_rng(4).random((2, 1, 4, 6)) < 0.6
     mask[:, :, :, 0], mask[1, 0, 0] = True, False
     assert not mask[0].all()
-    wide = [np.asarray(a, np.float64) for a in (q, k, v)]
+    wide_q, wide_k, wide_v = (np.asarray(a, np.float64) for a in (q, k, v))
     # In bfloat16 weights and result are rounded, the scores are not.
     tolerance = 1e-2 if dtype == jnp.bfloat16 else 1e-6
     y = layers.attend(q, k, v, jnp.asarray(mask), bias)
     assert y.dtype == dtype
-    expected = attention(*wide, mask, np.asarray(bias, np.float64))
+    expected = attention(wide_q, wide_k, wide_v, mask, np.asarray(bias, np.float64))
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=tolerance)
-    np.testing.assert_allclose(expected[1, 0], wide[2][1].mean(0))
-    plain = attention(*wide, np.ones_like(mask), np.zeros(bias.shape))
+    np.testing.assert_allclose(expected[1, 0], wide_v[1].mean(0))
+    plain = attention(wide_q, wide_k, wide_v, np.ones_like(mask), np.zeros(bias.shape))
     np.testing.assert_allclose(np.asarray(layers.attend(q, k, v), np.float64), plain, atol=tolerance)
 
 

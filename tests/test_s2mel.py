@@ -13,6 +13,8 @@ from indextts_jax.convert import s2mel as converter
 from indextts_jax.models import s2mel
 from tests.small import S2MEL, normal, parameters
 
+flow = jax.jit(s2mel.flow, static_argnames=("cfg", "steps", "guidance", "frames", "every"))
+
 
 @pytest.fixture(scope="module")
 def arrays():
@@ -155,7 +157,7 @@ def flow_inputs(arrays, segment="seg0"):
 
 
 def test_mel_from_the_stored_noise_equals_reference(tiny, params, arrays):
-    states = np.asarray(s2mel.flow(params, tiny.cfg.s2mel, **flow_inputs(arrays), every=True))
+    states = np.asarray(flow(params, tiny.cfg.s2mel, **flow_inputs(arrays), every=True))
     for index, step in enumerate(arrays["seg0.cfm.trajectory_steps"]):
         if step:
             stored = arrays["seg0.cfm.trajectory"][index].T[None, 392:]
@@ -179,10 +181,10 @@ def test_flow_ignores_padding_and_neighbours():
     prompts, targets = np.array([30, 11]), np.array([13, 24])
     noise, prompt = normal(0, 2, F, cfg.mels), normal(1, 2, P, cfg.mels)
     content, before, style = normal(2, 2, F, cfg.content), normal(3, 2, P, cfg.content), normal(4, 2, cfg.style)
-    together = s2mel.flow(params, cfg, noise, content, targets, prompt, before, prompts, style, steps=4, frames=45)
+    together = flow(params, cfg, noise, content, targets, prompt, before, prompts, style, steps=4, frames=45)
     for i, (p, f) in enumerate(zip(prompts.tolist(), targets.tolist(), strict=True)):
         row = slice(i, i + 1)
-        alone = s2mel.flow(
+        alone = flow(
             params, cfg, noise[row, :f], content[row, :f], targets[row], prompt[row, :p], before[row, :p], prompts[row],
             style[row], steps=4,
         )  # fmt: skip
@@ -199,6 +201,6 @@ def test_noise_does_not_depend_on_the_bucket():
 
 def test_no_guidance_is_the_conditional_branch(tiny, params, arrays):
     inputs = flow_inputs(arrays)
-    a = s2mel.flow(params, tiny.cfg.s2mel, **inputs, steps=2, guidance=0.0)
-    b = s2mel.flow(params, tiny.cfg.s2mel, **inputs, steps=2, guidance=1e-7)
+    a = flow(params, tiny.cfg.s2mel, **inputs, steps=2, guidance=0.0)
+    b = flow(params, tiny.cfg.s2mel, **inputs, steps=2, guidance=1e-7)
     assert relative(a, b) <= 1e-5

@@ -19,8 +19,10 @@ def test_features_equal_reference(tiny, name, part):
     features = arrays[f"w2v.{part}.input_features"]
     T = features.shape[1]
     seen = arrays.get(f"w2v.{part}.attention_mask", np.ones((1, T))) > 0
+    room = 256 - T  # one program for all recordings
+    features, seen = np.pad(features, ((0, 0), (0, room), (0, 0))), np.pad(seen, ((0, 0), (0, room)))
     ours = w2vbert.encode(tiny.params("w2vbert"), tiny.cfg.w2vbert, features, seen, np.array([T]))
-    assert relative(ours, arrays[f"w2v.{part}.normalized"]) <= TOLERANCE["component"]
+    assert relative(ours[:, :T], arrays[f"w2v.{part}.normalized"]) <= TOLERANCE["component"]
 
 
 def test_projection_and_first_layer_equal_reference(tiny):

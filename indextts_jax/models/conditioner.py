@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, RMSNorm, apply, attend, enter, pad_edges, valid
+from indextts_jax.models.layers import Depthwise, LayerNorm, RMSNorm, apply, attend, enter, pad_edges, valid
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Convolution(nn.Module):
         D, K = x.shape[-1], self.cfg.kernel
         x = nn.glu(nn.Dense(2 * D, name="gated")(x))
         x = pad_edges(x, lengths, K // 2, K // 2, "zeros")
-        x = nn.Conv(D, K, padding="VALID", feature_group_count=D, name="depthwise")(x)
+        x = Depthwise(K, name="depthwise")(x)
         return nn.Dense(D, name="out")(nn.silu(LayerNorm(name="norm")(x)))
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, apply, enter, pad_edges
+from indextts_jax.models.layers import Depthwise, LayerNorm, apply, enter, pad_edges
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, lengths: Array) -> Array:
         C, K = self.cfg.channels, self.cfg.kernel
         y = pad_edges(x, lengths, K // 2, K // 2, "zeros")
-        y = nn.Conv(C, K, padding="VALID", feature_group_count=C, name="depthwise")(y)
+        y = Depthwise(K, name="depthwise")(y)
         y = nn.Dense(self.cfg.intermediate, name="up")(LayerNorm(1e-6, name="norm")(y))
         y = nn.Dense(C, name="down")(nn.gelu(y, approximate=False))
         gamma = self.param("gamma", nn.initializers.ones, (C,))

@@ -275,6 +275,7 @@ def init(cfg: S2MelConfig, key: Array) -> dict:
     }  # fmt: skip
 
 
+@jax.jit
 def target_lengths(code_lengths: Array) -> Array:
     """How many mel frames so many codes become: int32, truncated, float32 as in the reference."""
     return jnp.floor(code_lengths.astype(jnp.float32) * jnp.float32(FRAMES_PER_CODE)).astype(jnp.int32)

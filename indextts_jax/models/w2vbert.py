@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, apply, attend, enter, pad_edges, zero_padding
+from indextts_jax.models.layers import Depthwise, LayerNorm, apply, attend, enter, pad_edges, zero_padding
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Convolution(nn.Module):
         x = jnp.where(seen[:, :, None], x, jnp.zeros((), x.dtype))
         x = nn.glu(nn.Dense(2 * D, use_bias=False, name="gated")(x))
         x = pad_edges(x, lengths, K - 1, 0, "zeros")
-        x = nn.Conv(D, K, padding="VALID", feature_group_count=D, use_bias=False, name="depthwise")(x)
+        x = Depthwise(K, use_bias=False, name="depthwise")(x)
         x = nn.silu(LayerNorm(self.cfg.epsilon, name="depthwise_norm")(x))
         return nn.Dense(D, use_bias=False, name="out")(x)
 
