@@ -17,7 +17,7 @@ demo: $(VENV)/.plot
 	@echo "  $(BIN)/indextts-jax speak --model model --voice voice.wav --text \"Hello.\" --output hello.wav"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,17 +1,22 @@
 """Strict dtype and rank promotion, exact products, and the tiny checkpoint, converted once per run."""
 
+import os
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
-import pytest
+# Most of the tests' time is compilation, of programs that run for milliseconds: machine code of the lowest effort does.
+# It is read when JAX is first imported. XLA_FLAGS= tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-from debug.golden import FIXTURES
-from indextts_jax import convert
-from indextts_jax.config import Config
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
-# Most of the tests' time is compilation: programs are shared between tests, workers and runs.
+from debug.golden import FIXTURES  # noqa: E402
+from indextts_jax import convert  # noqa: E402
+from indextts_jax.config import Config  # noqa: E402
+
+# Programs are shared between tests, workers and runs.
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
