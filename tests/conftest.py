@@ -9,12 +9,12 @@ from typing import Any
 # It is read when JAX is first imported. XLA_FLAGS= tests what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
-from debug.golden import FIXTURES  # noqa: E402
-from indextts_jax import convert  # noqa: E402
-from indextts_jax.config import Config  # noqa: E402
+from debug.golden import FIXTURES
+from indextts_jax import convert
+from indextts_jax.config import Config
 
 # Programs are shared between tests, workers and runs.
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
