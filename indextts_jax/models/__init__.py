@@ -1,9 +1,11 @@
 """The networks, one file each: pure functions over parameter trees."""
 
 import importlib
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # In the order of the data; each is a file here, a field of Config and a checkpoint of a converted model.
 COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "gpt", "s2mel", "bigvgan")
@@ -15,12 +17,22 @@ def init(component: str, cfg: Any, key: jax.Array) -> Any:
 
 
 def random(component: str, cfg: Any, key: jax.Array, dtype: Any) -> Any:
-    """As `init`, made on the device in `dtype`, without a float32 copy of the whole."""
+    """Random parameters of the shapes and roughly the scales of `init`, made leaf by leaf in `dtype`.
 
-    def make(key: jax.Array) -> Any:
-        return jax.tree.map(lambda a: a.astype(dtype), init(component, cfg, key))
-
-    return jax.jit(make)(key)
+    For benchmarks: compiling `init` for a deep network takes longer than running it.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(component, cfg))
+    made = []
+    for i, (path, leaf) in enumerate(leaves):
+        name = str(path[-1].key)
+        if name in ("scale", "gamma", "variance"):
+            made.append(jnp.ones(leaf.shape, dtype))
+        elif name in ("bias", "alpha", "beta", "mean"):
+            made.append(jnp.zeros(leaf.shape, dtype))
+        else:
+            width = math.prod(leaf.shape[:-1]) ** -0.5
+            made.append((jax.random.normal(jax.random.fold_in(key, i), leaf.shape) * width).astype(dtype))
+    return jax.tree.unflatten(tree, made)
 
 
 def shapes(component: str, cfg: Any) -> Any:
