@@ -10,6 +10,11 @@ from pathlib import Path
 import numpy as np
 
 # The first matching pattern decides; an array that none matches is left out.
+BEAMS = tuple(
+    f"seg0.{name}"
+    for name in ("text_tokens", "gpt.codes", "gpt.emo_vec", "gpt.speech_conditioning_latent", "gpt.beam_*",
+                 "gpt.sequence_score")
+)  # fmt: skip
 SEGMENT = ("text_tokens", "gpt.codes", "gpt.emo_vec", "cfm.noise", "bigvgan.in")
 KEEP = {
     "en_greedy": (
@@ -29,6 +34,10 @@ KEEP = {
         *(f"seg?.{name}" for name in SEGMENT), "wav_int16", "meta", "w2v.*.input_features", "w2v.*.attention_mask",
         "w2v.emo.normalized", "audio.emo_16k_librosa", "campplus.out", "codec.codes", "seg0.gpt.emovec_merged",
     ),
+    "en_beam3": BEAMS,
+    "en_stop_beam3": BEAMS,
+    "zh_beam3_emotion_vector": BEAMS,
+    "en_beam3_sample": (*BEAMS, "seg0.gpt.processed_scores_per_step"),
     "en_sample": ("seg0.gpt.processed_scores_per_step", *(f"seg?.{name}" for name in SEGMENT[:3]), "meta"),
 }  # fmt: skip
 TRAJECTORY = (0, 1, 13, 24, 25)

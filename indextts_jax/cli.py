@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("indextts_jax")
 
-STAGES = ("codes", "latents", "mel", "vocode")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; -> the exit status. Every expected failure is one line on stderr and a status that is not 0."""
@@ -112,12 +110,21 @@ def _parser() -> argparse.ArgumentParser:
         "--flow-noise", type=Path, metavar="FILE", help=".npz with seg0, seg1, ... [1, mels, frames] to start from"
     )
     sub.add_argument("--seed", type=int, default=0, help="of sampling and noise (%(default)s)")
-    sub.add_argument("--greedy", action="store_true", help="take the best code at each step instead of sampling")
+    sub.add_argument("--beams", type=int, default=3, help="continuations kept while codes are drawn (%(default)s)")
+    sub.add_argument("--no-sample", action="store_true", help="take the best codes at each step instead of sampling")
+    sub.add_argument("--greedy", action="store_true", help="short for --beams 1 --no-sample")
     sub.add_argument("--temperature", type=float, default=0.8, help="of sampling (%(default)s)")
     sub.add_argument("--top-k", type=int, default=30, help="sample among the k best codes, 0: all (%(default)s)")
     sub.add_argument("--top-p", type=float, default=0.8, help="sample among the best of this mass (%(default)s)")
     sub.add_argument("--repetition-penalty", type=float, default=10.0, help="of codes already drawn (%(default)s)")
+    sub.add_argument(
+        "--length-penalty", type=float, default=0.0, help="beams count by score / length ** this (%(default)s)"
+    )
     sub.add_argument("--max-codes", type=int, default=1500, help="per segment, 50 a second (%(default)s)")
+    sub.add_argument(
+        "--retries", type=int, default=0, help="draw a segment that meets --max-codes so often again (%(default)s)"
+    )
+    sub.add_argument("--batch", type=int, default=8, help="segments spoken side by side (%(default)s)")
     sub.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
     sub.add_argument("--cfg-rate", type=float, default=0.7, help="strength of the flow's guidance (%(default)s)")
     sub.add_argument(
@@ -218,11 +225,21 @@ def _speak(options: argparse.Namespace) -> None:
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
     settings = pipeline.Options(
-        Sampling(options.greedy, options.top_k, options.top_p, options.temperature, options.repetition_penalty),
-        options.max_codes,
-        options.steps,
-        options.cfg_rate,
-        options.silence_ms,
+        Sampling(
+            beams=1 if options.greedy else options.beams,
+            sample=not (options.greedy or options.no_sample),
+            top_k=options.top_k,
+            top_p=options.top_p,
+            temperature=options.temperature,
+            repetition_penalty=options.repetition_penalty,
+            length_penalty=options.length_penalty,
+        ),
+        max_codes=options.max_codes,
+        retries=options.retries,
+        steps=options.steps,
+        guidance=options.cfg_rate,
+        silence_ms=options.silence_ms,
+        batch=options.batch,
     )
     if options.output.suffix.lower() != ".wav":
         raise ValueError(f"--output is {options.output}: a WAV file is written, so let it end in .wav")
@@ -408,7 +425,7 @@ def _plot(path: Path, speech: "Audio", title: str) -> None:
 
 @contextlib.contextmanager
 def _progress() -> "Iterator[Progress]":
-    """A bar on a terminal that counts the stages of all segments; silent in a pipe."""
+    """A bar on a terminal that counts the steps of all segments; silent in a pipe."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -417,10 +434,10 @@ def _progress() -> "Iterator[Progress]":
         logging_redirect_tqdm(),
     ):
 
-        def show(stage: str, segment: int, segments: int) -> None:
-            bar.total = 1 + segments * len(STAGES)
-            bar.n = 0 if stage == "listen" else 1 + segment * len(STAGES) + STAGES.index(stage)
-            bar.set_description(f"segment {segment + 1}/{segments} {stage:8}" if stage != "listen" else f"{stage:20}")
+        def show(stage: str, done: int, total: int) -> None:
+            bar.total = 1 + total
+            bar.n = done + (stage != "listen")
+            bar.set_description(f"{stage:8}")
 
         yield show
 

@@ -1,178 +1,420 @@
-"""How codes are drawn: the reference's score processing, greedy or sampled, in a scan over a preallocated cache.
+"""How codes are drawn: the reference's score processing and beams, in a scan over a preallocated cache.
 
-Steps are scanned in chunks inside a while loop, which stops once every row has; the host is asked only when the cache
-is full and must grow by a rung. Rows are independent: own prefix length, own count, own key.
+Steps are scanned in chunks inside a while loop. The host is asked when a row has finished and another waits for its
+place, and when the cache is full. Rows are independent: own prefix, own count, own key; what a row draws does not
+depend on its neighbours, nor on when it was admitted.
 
-Dimensions: B batch, C codes, V code vocabulary, S cache slots.
+Beams share one cache per row. Each step writes one slot per beam behind the ones before, and every beam remembers which
+slots are its own past: reordering beams reorders these masks and no key or value moves. Slots that no beam sees any
+more are dropped when the cache is full.
+
+Dimensions: B rows decoded at once, K beams, C codes, V code vocabulary, S cache slots.
 """
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from indextts_jax import buckets
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, LayerCache, Prefix
+from indextts_jax.models.layers import valid
 
-CHUNK = 16  # steps between two looks at whether all rows have finished
+CHUNK = 16  # steps between two looks at whether rows have finished
+ROOM = 64  # steps that fit at least after the cache was full: what dropping dead slots costs is spread over these
+UNLIKELY = -1e9  # running score of the beams that do not count yet at the first step
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["temperature", "top_p", "repetition_penalty"],
-    meta_fields=["greedy", "top_k"],
+    data_fields=["top_p", "temperature", "repetition_penalty", "length_penalty"],
+    meta_fields=["beams", "sample", "top_k"],
 )
 @dataclass(frozen=True)
 class Sampling:
-    """The reference's settings. A changed `greedy` or `top_k` compiles anew, the others do not."""
+    """The reference's settings. Another `beams`, `sample` or `top_k` compiles anew, the others do not."""
 
-    greedy: bool = False
+    beams: int = 3
+    sample: bool = True  # False: the best code, or plain beam search
     top_k: int = 30  # 0: all
     top_p: float | Array = 0.8
     temperature: float | Array = 0.8
     repetition_penalty: float | Array = 10.0
+    length_penalty: float | Array = 0.0  # a hypothesis counts as its score / length ** length_penalty
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
+            ("beams", self.beams, 1, 64),
             ("top_k", self.top_k, 0, float("inf")),
             ("top_p", self.top_p, 0.0, 1.0),
             ("temperature", self.temperature, 1e-3, 100.0),
             ("repetition_penalty", self.repetition_penalty, 1e-3, 1000.0),
+            ("length_penalty", self.length_penalty, -10.0, 10.0),
         ):
             if isinstance(value, float | int) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, but must lie between {low} and {high}")
 
 
 class Codes(NamedTuple):
-    """What was drawn: codes [B, C] int32 (C the most there can be), of which row b has lengths[b]."""
+    """What was drawn: codes [N, C] int32 (C the most there can be), of which row i has lengths[i]."""
 
-    codes: Array
-    lengths: Array  # [B] int32, stop code not counted
-    stopped: Array  # [B] bool; False where the limit cut the row
+    codes: np.ndarray
+    lengths: np.ndarray  # [N] int32, stop code not counted
+    stopped: np.ndarray  # [N] bool; False where the limit cut the row
+    scores: np.ndarray  # [N] float32, of the hypothesis that won; 0 without beams
+
+
+class Trace(NamedTuple):
+    """The beams after each step."""
+
+    codes: Array  # [B, C, K] int32, the stop code where nothing was drawn
+    parents: Array  # [B, C, K] int32, which beam each one continues
+    scores: Array  # [B, C, K] float32, running scores
+
+
+class Hypotheses(NamedTuple):
+    """Beams that stopped, the best K of a row in the order of their coming; those of length −1 do not exist."""
+
+    scores: Array  # [B, K] float32, divided by length ** length_penalty
+    lengths: Array  # [B, K] int32, stop code not counted
+    beams: Array  # [B, K] int32, which beam it was before the step that stopped it
 
 
 class State(NamedTuple):
     """Everything that one step hands to the next."""
 
-    caches: tuple[LayerCache, ...]
-    codes: Array  # [B, C] int32
-    counts: Array  # [B] int32, codes drawn so far, a stop code included
-    stopped: Array  # [B] bool
-    seen: Array  # [B, V] bool, the codes that are penalised
+    caches: tuple[LayerCache, ...]  # of [B, S, heads, head width]
+    visible: Array  # [B, K, S] bool, the slots that a beam sees
+    filled: Array  # [B] int32, slots in use
+    counts: Array  # [B] int32, steps taken
+    done: Array  # [B] bool
+    seen: Array  # [B, K, V] bool, the codes that are penalised
+    scores: Array  # [B, K] float32, running
+    trace: Trace
+    hypotheses: Hypotheses
+    keys: Array  # [B, key width] uint32
+
+
+# ---- one decision ---------------------------------------------------------------------------------------------------
 
 
 def process(scores: Array, seen: Array, sampling: Sampling) -> Array:
     """The reference's chain: repetition penalty, and when sampling temperature, top-k and top-p.
 
-    scores [B, V] float32, seen [B, V] bool -> [B, V] float32, −inf where removed. Equal scores stay or go together.
+    scores [..., V] float32, seen [..., V] bool -> [..., V] float32, −inf where removed. Equal scores stay or go
+    together. With beams at least two are kept.
     """
     penalty = jnp.asarray(sampling.repetition_penalty, scores.dtype)
     scores = jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
-    if sampling.greedy:
+    if not sampling.sample:
         return scores
     scores = scores / jnp.asarray(sampling.temperature, scores.dtype)
-    best = jax.lax.top_k(scores, min(sampling.top_k or scores.shape[-1], scores.shape[-1]))[0]  # descending
+    least = 2 if sampling.beams > 1 else 1
+    k = min(max(sampling.top_k, least) if sampling.top_k else scores.shape[-1], scores.shape[-1])
+    best = jax.lax.top_k(scores, k)[0]  # descending
     # Ascending sums as the reference takes them: whatever lies in the lower 1 - p goes, but never the best.
-    tail = jnp.cumsum(jax.nn.softmax(best, axis=-1)[:, ::-1], axis=-1)[:, ::-1]
+    tail = jnp.cumsum(jax.nn.softmax(best, axis=-1)[..., ::-1], axis=-1)[..., ::-1]
     kept = tail > 1.0 - jnp.asarray(sampling.top_p, scores.dtype)
-    kept = kept.at[:, 0].set(True)
-    least = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(scores < least, -jnp.inf, scores)
+    kept = kept.at[..., :least].set(True)
+    lowest = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(scores < lowest, -jnp.inf, scores)
 
 
-def draw(scores: Array, seen: Array, keys: Array, counts: Array, sampling: Sampling, cfg: GPTConfig) -> Array:
-    """The next code of each row [B]: scores [B, V], keys [B], counts [B] (which draw of its key a row is at).
+def draw(logits: Array, seen: Array, keys: Array, sampling: Sampling, cfg: GPTConfig) -> Array:
+    """The next code of each row [B], without beams: logits and seen [B, V], keys [B].
 
     The start code is never drawn: the reference does not forbid it and indexes past its codebook when it comes.
     """
-    scores = process(scores.at[:, cfg.start_code].set(-jnp.inf), seen, sampling)
-    if sampling.greedy:
+    scores = process(logits.at[:, cfg.start_code].set(-jnp.inf), seen, sampling)
+    if not sampling.sample:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in)(keys, counts)
     return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
 
 
-def _record(state: State, code: Array, active: Array, cfg: GPTConfig) -> State:
-    """Append one drawn code to the rows that are still active."""
-    rows = jnp.arange(code.shape[0])
-    at = jnp.where(active, state.counts, state.codes.shape[1])  # past the end: dropped
+def candidates(
+    logits: Array, seen: Array, running: Array, keys: Array, sampling: Sampling, cfg: GPTConfig
+) -> tuple[Array, Array, Array]:
+    """The 2K continuations to consider, best first: -> (running scores, beams, codes), each [B, 2K].
+
+    logits [B, K, V], seen [B, K, V], running [B, K], keys [B]. Sampling draws them without replacement from all K·V
+    continuations, by the largest of scores with Gumbel noise (arXiv:1903.06059). The start code is never among them.
+    """
+    B, K, V = logits.shape
+    scores = jax.nn.log_softmax(logits, axis=-1).at[..., cfg.start_code].set(-jnp.inf)
+    scores = (process(scores, seen, sampling) + running[:, :, None]).reshape(B, K * V)
+    if sampling.sample:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (K * V,)))(keys)
+        # Relative to the best: noise added to large sums would be rounded away.
+        noisy = scores - scores.max(axis=-1, keepdims=True) + noise
+        chosen = jax.lax.top_k(noisy, 2 * K)[1]
+        scores = jnp.take_along_axis(scores, chosen, axis=1)
+        scores, order = jax.lax.top_k(scores, 2 * K)
+        chosen = jnp.take_along_axis(chosen, order, axis=1)
+    else:
+        scores, chosen = jax.lax.top_k(scores, 2 * K)
+    return scores, chosen // V, chosen % V
+
+
+def _enter(hypotheses: Hypotheses, scores: Array, lengths: Array, beams: Array, candidate: Array) -> Hypotheses:
+    """Let one hypothesis per row in where `candidate` [B]: if there is room, or if it beats the worst, which leaves."""
+    empty = hypotheses.lengths < 0
+    worst = jnp.where(empty, -jnp.inf, hypotheses.scores).min(axis=-1)
+    enters = candidate & (empty.any(axis=-1) | (scores > worst))
+    # The first empty place goes, or else the first of the lowest.
+    leaves = jnp.where(empty.any(-1), jnp.argmax(empty, axis=-1), jnp.argmin(hypotheses.scores, axis=-1))
+    K = empty.shape[1]
+    later = jnp.arange(K)[None] >= leaves[:, None]
+
+    def replace(old: Array, new: Array) -> Array:
+        moved = jnp.where(later, jnp.concatenate([old[:, 1:], new[:, None].astype(old.dtype)], axis=1), old)
+        return jnp.where(enters[:, None], moved, old)
+
+    return Hypotheses(*map(replace, hypotheses, (scores, lengths, beams)))
+
+
+def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, limit: Array) -> State:
+    """Append what `logits` [B, K, V] lead to, in the rows that are not done."""
+    B, K, _ = logits.shape
+    rows = jnp.arange(B)
+    active = ~state.done
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.keys), state.counts)
+    counts = state.counts + 1
+    # Powers of the length as the reference's: the length counts the stop.
+    norm = jnp.power(counts.astype(jnp.float32), jnp.asarray(sampling.length_penalty, jnp.float32))
+    hypotheses, visible, seen = state.hypotheses, state.visible, state.seen
+    if K == 1:
+        codes, parents, running = (
+            draw(logits[:, 0], seen[:, 0], keys, sampling, cfg)[:, None],
+            rows[:, None] * 0,
+            state.scores,
+        )
+        done = active & (codes[:, 0] == cfg.stop_code)
+        hypotheses = _enter(hypotheses, running[:, 0], state.counts, parents[:, 0], done)
+    else:
+        scores, beams, codes = candidates(logits, seen, state.scores, keys, sampling, cfg)
+        stops = codes == cfg.stop_code
+        for rank in range(K):
+            stopping = active & stops[:, rank]
+            hypotheses = _enter(hypotheses, scores[:, rank] / norm, state.counts, beams[:, rank], stopping)
+        # Finished once the worst of K hypotheses is at least as good as the best candidate, whatever that is.
+        full = (hypotheses.lengths >= 0).all(axis=-1)
+        done = active & full & (hypotheses.scores.min(axis=-1) >= scores[:, 0] / norm)
+        going = jnp.argsort(stops, axis=-1, stable=True)[:, :K]  # the best K that go on; at most K of 2K stop
+        running, parents, codes = (jnp.take_along_axis(a, going, axis=1) for a in (scores, beams, codes))
+        visible, seen = (jnp.take_along_axis(a, parents[:, :, None], axis=1) for a in (visible, seen))
+    cut = active & ~done & (counts >= limit)
+    for beam in range(K):
+        hypotheses = _enter(hypotheses, running[:, beam] / norm, counts, jnp.full(B, beam), cut)
+
+    at = jnp.where(active, state.counts, state.trace.codes.shape[1])  # past the end: dropped
+    trace = Trace(
+        *(
+            old.at[rows, at].set(new, mode="drop")
+            for old, new in zip(state.trace, (codes, parents, running), strict=True)
+        )
+    )
+    keep = active[:, None]
+    seen = seen.at[rows[:, None], jnp.arange(K)[None], codes].set(True)
     return state._replace(
-        codes=state.codes.at[rows, at].set(code, mode="drop"),
-        counts=state.counts + active.astype(jnp.int32),
-        stopped=state.stopped | (active & (code == cfg.stop_code)),
-        seen=state.seen.at[rows, code].set(True),
+        visible=jnp.where(keep[..., None], visible, state.visible),
+        counts=jnp.where(active, counts, state.counts),
+        done=state.done | done | cut,
+        seen=jnp.where(keep[..., None], seen, state.seen),
+        scores=jnp.where(keep, running, state.scores),
+        trace=trace,
+        hypotheses=hypotheses,
     )
 
 
-def _active(state: State, limit: Array) -> Array:
-    return ~state.stopped & (state.counts < limit)
+# ---- many steps -----------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("cfg", "capacity"))
-def start(params: dict, cfg: GPTConfig, prefix: Prefix, keys: Array, sampling: Sampling, capacity: int) -> State:
-    """Prefill the caches and draw each row's first code."""
-    scores, caches = gpt.prefill(params, cfg, prefix, capacity)
-    B, V = scores.shape
-    # The reference counts its prompt as generated: ones and the start code stand for it, and are penalised.
-    seen = jnp.zeros((B, V), bool).at[:, jnp.array([1, cfg.start_code])].set(True)
-    zeros = jnp.zeros(B, jnp.int32)
-    state = State(caches, jnp.full((B, cfg.most_codes), cfg.stop_code, jnp.int32), zeros, zeros > 0, seen)
-    return _record(state, draw(scores, seen, keys, zeros, sampling, cfg), zeros == 0, cfg)
+@partial(jax.jit, static_argnames=("cfg", "rows", "beams", "capacity", "dtype"))
+def empty(cfg: GPTConfig, rows: int, beams: int, capacity: int, dtype: jnp.dtype) -> State:
+    """A state of `rows` free places."""
+    B, K, S, C = rows, beams, capacity, cfg.most_codes
+    caches = tuple(
+        LayerCache(*(jnp.zeros((B, S, cfg.heads, cfg.width // cfg.heads), dtype) for _ in range(2)))
+        for _ in range(cfg.layers)
+    )
+    counts, whole, part = jnp.zeros(B, jnp.int32), jnp.zeros((B, C, K), jnp.int32), jnp.zeros((B, K), jnp.float32)
+    return State(
+        caches, jnp.zeros((B, K, S), bool), counts, counts, counts == 0, jnp.zeros((B, K, cfg.codes), bool), part,
+        Trace(whole + cfg.stop_code, whole, whole.astype(jnp.float32)),
+        Hypotheses(part, part.astype(jnp.int32) - 1, part.astype(jnp.int32)),
+        jnp.zeros((B, jax.random.key_data(jax.random.key(0)).size), jnp.uint32),
+    )  # fmt: skip
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="state")
-def advance(
-    params: dict, cfg: GPTConfig, state: State, lengths: Array, keys: Array, sampling: Sampling, limit: Array
-) -> State:
-    """Draw on until every row has stopped or met `limit`, or what an active row draws next would not fit the cache.
+def admit(
+    cfg: GPTConfig, state: State, lengths: Array, logits: Array, caches: tuple[LayerCache, ...], rows: Array,
+    keys: Array, sampling: Sampling, limit: Array,
+) -> State:  # fmt: skip
+    """Put prefilled prefixes into places of the state, and draw the first code of each.
 
-    lengths [B] of the prefixes, keys [B], limit [] int32.
+    lengths [A] of the prefixes, logits [A, V] and caches of P slots from `gpt.prefill`, rows [A]: the places; one past
+    the last is no place, its row is padding. keys [A, key width] as data.
     """
-    capacity = state.caches[0].k.shape[1]
+    A, P = caches[0].k.shape[:2]
+    K, S = state.visible.shape[1:]
+    new = empty(cfg, A, K, S, caches[0].k.dtype)
+    # The reference counts its prompt as generated: ones and the start code stand for it, and are penalised.
+    seen = new.seen.at[..., jnp.array([1, cfg.start_code])].set(True)
+    visible = jnp.broadcast_to(valid(lengths, S)[:, None], (A, K, S))
+    new = new._replace(
+        caches=(), visible=visible, filled=lengths, done=jnp.zeros(A, bool), seen=seen, keys=keys,
+        scores=jnp.broadcast_to(jnp.where(jnp.arange(K) == 0, 0.0, UNLIKELY)[None], (A, K)),
+    )  # fmt: skip
+    V = logits.shape[-1]
+    new = _decide(new, jnp.broadcast_to(logits[:, None], (A, K, V)), sampling, cfg, limit)
+    places = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state._replace(caches=()), new)
+    filled = jax.tree.map(lambda old, new: old.at[rows, :P].set(new, mode="drop"), state.caches, caches)
+    return places._replace(caches=filled)
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames="state")
+def advance(params: dict, cfg: GPTConfig, state: State, sampling: Sampling, limit: Array, waiting: Array) -> State:
+    """Draw on until every row is done, or one that was not while others are `waiting`, or what is drawn next might not
+    fit the cache.
+
+    limit [] int32 steps, waiting [] bool.
+    """
+    K, S = state.visible.shape[1:]
+    busy = ~state.done
 
     def one(state: State, _: None) -> tuple[State, None]:
-        active = _active(state, limit)
-        last = jnp.take_along_axis(state.codes, state.counts[:, None] - 1, axis=1)[:, 0]
-        # counts is 1 when the first code is fed: at slot `length`, and at position 2 (the reference skips position 1)
-        scores, caches = gpt.step(params, cfg, state.caches, last, lengths + state.counts - 1, state.counts + 1)
-        code = draw(scores, state.seen, keys, state.counts, sampling, cfg)
-        return _record(state._replace(caches=caches), code, active, cfg), None
+        last = jnp.take_along_axis(state.trace.codes, (state.counts - 1)[:, None, None], axis=1)[:, 0]  # [B, K]
+        slots = state.filled[:, None] + jnp.arange(K)[None]
+        visible = state.visible | (jnp.arange(S)[None, None] == slots[:, :, None])
+        # counts is 1 when the first code is fed, at position 2: the reference skips position 1
+        logits, caches = gpt.step(params, cfg, state.caches, last, state.filled, state.counts + 1, visible)
+        filled = jnp.where(state.done, state.filled, state.filled + K)
+        state = state._replace(caches=caches, visible=visible, filled=filled)
+        return _decide(state, logits, sampling, cfg, limit), None
 
     def more(state: State) -> Array:
-        active = _active(state, limit)
-        # Of n codes n - 1 are fed. A row that ends inside the chunk is fed on; what does not fit then is dropped.
-        fed = jnp.minimum(state.counts - 1 + CHUNK, limit - 1)
-        return active.any() & ((lengths + fed <= capacity) | ~active).all()
+        fits = state.filled + K * jnp.minimum(CHUNK, limit - state.counts) <= S
+        freed = waiting & (busy & state.done).any()
+        return (~state.done).any() & (fits | state.done).all() & ~freed
 
     return jax.lax.while_loop(more, lambda state: jax.lax.scan(one, state, length=CHUNK)[0], state)
 
 
+@partial(jax.jit, static_argnames="capacity")
+def pack(state: State, capacity: int) -> State:
+    """Drop the slots that no beam sees, and give each row `capacity` slots."""
+    S = state.visible.shape[2]
+    live = state.visible.any(axis=1)  # [B, S]
+    order = jnp.argsort(~live, axis=1, stable=True)
+    room = max(capacity - S, 0)
+
+    def moved(array: Array, order: Array, axis: int) -> Array:
+        array = jax.lax.slice_in_dim(jnp.take_along_axis(array, order, axis=axis), 0, min(capacity, S), axis=axis)
+        return jnp.pad(array, [(0, room if i == axis else 0) for i in range(array.ndim)])
+
+    caches = jax.tree.map(lambda a: moved(a, order[:, :, None, None], 1), state.caches)
+    return state._replace(
+        caches=caches, visible=moved(state.visible, order[:, None, :], 2), filled=live.sum(axis=1, dtype=jnp.int32)
+    )
+
+
+# ---- all rows -------------------------------------------------------------------------------------------------------
+
+
 def generate(
-    params: dict, cfg: GPTConfig, prefix: Prefix, keys: Array, sampling: Sampling, max_codes: int = 1500
+    params: dict,
+    cfg: GPTConfig,
+    prefix: Prefix,
+    keys: Sequence[Array],
+    sampling: Sampling,
+    max_codes: int = 1500,
+    batch: int | None = None,
+    retries: int = 0,
 ) -> Codes:
     """Draw codes for every row of a prefix until it stops or has `max_codes`, the stop code counted.
 
-    keys: [B] typed PRNG keys, one per row; a row's codes depend on its own key alone. `max_codes` is cut to the
-    positions that the model has. Reference: model_v2.py, inference_speech, without beams.
+    prefix: of N rows; keys: [N] typed PRNG keys, one per row; a row's codes depend on its own key alone. `batch` are
+    decoded at once (default: all), and when one has finished the next takes its place. `max_codes` is cut to the
+    positions that the model has. A row that this limit cuts is drawn again up to `retries` times, each time with
+    another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
     """
     if max_codes < 1:
         raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
+    N = prefix.embeddings.shape[0]
+    K, B = sampling.beams, buckets.bucket(min(batch or N, N), buckets.BATCH)
+    most = (cfg.codes - 2) // 2
+    if most < K:
+        raise ValueError(f"beams is {K}, but a model of {cfg.codes} codes takes at most {most}")
     limit = min(max_codes, cfg.most_codes)
-    need = prefix.embeddings.shape[1] + min(CHUNK, limit)
-    state = start(params, cfg, prefix, keys, sampling, buckets.bucket(need, buckets.CACHE))
-    while True:
-        state = advance(params, cfg, state, prefix.lengths, keys, sampling, jnp.int32(limit))
-        if not bool(_active(state, jnp.int32(limit)).any()):
-            return Codes(state.codes, state.counts - state.stopped.astype(jnp.int32), state.stopped)
-        capacity = state.caches[0].k.shape[1]
-        state = _grow(state, buckets.bucket(capacity + 1, buckets.CACHE))
+    most_codes, longest = np.int32(limit), int(np.max(prefix.lengths))
+    embeddings, lengths = map(np.asarray, prefix)
+    result = Codes(
+        np.full((N, cfg.most_codes), cfg.stop_code, np.int32), np.zeros(N, np.int32), np.zeros(N, bool),
+        np.zeros(N, np.float32),
+    )  # fmt: skip
+    least = longest + K * min(CHUNK, limit)  # slots
+    state = empty(cfg, B, K, buckets.bucket(least, buckets.CACHE), embeddings.dtype)
+    waiting = deque((item, 0) for item in range(N))
+    places: dict[int, tuple[int, int]] = {}  # row of the state -> item, attempt
+    while waiting or places:
+        free = [row for row in range(B) if row not in places][: len(waiting)]
+        if free:
+            chosen = [waiting.popleft() for _ in free]
+            places |= dict(zip(free, chosen, strict=True))
+            # Padded to a rung with rows that have no place.
+            more = buckets.bucket(len(free), buckets.BATCH) - len(free)
+            items = np.array([item for item, _ in chosen] + [chosen[0][0]] * more)
+            data = np.stack([_key(keys[item], attempt) for item, attempt in chosen + [chosen[0]] * more])
+            P = min(buckets.bucket(int(lengths[items].max()), buckets.PREFIX), state.visible.shape[2])
+            part = embeddings[items, :P]
+            part = np.pad(part, ((0, 0), (0, P - part.shape[1]), (0, 0)))
+            logits, caches = gpt.prefill(params, cfg, Prefix(jnp.asarray(part), jnp.asarray(lengths[items])))
+            rows = np.array(free + [B] * more, np.int32)
+            state = admit(cfg, state, lengths[items], logits, caches, rows, data, sampling, most_codes)
+        state = advance(params, cfg, state, sampling, most_codes, np.bool_(len(waiting) > 0))
+        done = np.asarray(state.done)
+        finished = [row for row in places if done[row]]
+        if not finished:
+            state = _make_room(state, limit, least)
+            continue
+        found = jax.device_get((state.trace, state.hypotheses))
+        for row in finished:
+            item, attempt = places.pop(row)
+            codes, score = _best(*jax.tree.map(lambda a, row=row: a[row], found))
+            stopped = len(codes) < limit
+            if not stopped and attempt < retries:
+                waiting.append((item, attempt + 1))
+                continue
+            result.codes[item, : len(codes)] = codes
+            result.lengths[item], result.stopped[item], result.scores[item] = len(codes), stopped, score
+    return result
 
 
-@partial(jax.jit, static_argnames="capacity")
-def _grow(state: State, capacity: int) -> State:
-    room = ((0, 0), (0, capacity - state.caches[0].k.shape[1]), (0, 0), (0, 0))
-    return state._replace(caches=jax.tree.map(lambda a: jnp.pad(a, room), state.caches))
+def _key(key: Array, attempt: int) -> np.ndarray:
+    """The data of an item's key: its own at first, another one for each time it is drawn again."""
+    return np.asarray(jax.random.key_data(jax.random.fold_in(key, attempt) if attempt else key))
+
+
+def _best(trace: Trace, hypotheses: Hypotheses) -> tuple[np.ndarray, float]:
+    """The winner of one row's hypotheses, the last of equals: -> (its codes [C], its score). Walks back the beams."""
+    winner = len(hypotheses.scores) - 1 - int(np.argmax(hypotheses.scores[::-1]))
+    beam, codes = hypotheses.beams[winner], []
+    for step in reversed(range(hypotheses.lengths[winner])):
+        codes.append(trace.codes[step, beam])
+        beam = trace.parents[step, beam]
+    return np.array(codes[::-1], np.int32), float(hypotheses.scores[winner])
+
+
+def _make_room(state: State, limit: int, least: int) -> State:
+    """Fewer dead slots, and a larger cache where that does not do: `least` slots, which any row begins with."""
+    visible, counts, done = map(np.asarray, (state.visible, state.counts, state.done))
+    need = visible.any(axis=1).sum(axis=1) + visible.shape[1] * np.minimum(ROOM, limit - counts)
+    return pack(state, buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE))

@@ -95,17 +95,21 @@ class Audio(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """How to speak; the defaults are the reference's, without beams."""
+    """How to speak; the defaults are the reference's."""
 
     sampling: Sampling = field(default_factory=Sampling)
     max_codes: int = 1500  # per segment
+    retries: int = 0  # how often a segment that meets max_codes is drawn again with another key
     steps: int = 25  # of the flow
     guidance: float = 0.7
     silence_ms: int = 200  # between segments
+    batch: int = 8  # segments at once, each beside the others
 
     def __post_init__(self) -> None:
         for name, value, low in (
             ("max_codes", self.max_codes, 1),
+            ("retries", self.retries, 0),
+            ("batch", self.batch, 1),
             ("steps", self.steps, 1),
             ("silence_ms", self.silence_ms, 0),
         ):
@@ -113,9 +117,12 @@ class Options:
                 raise ValueError(f"{name} is {value}, but must be at least {low}")
         if not 0 <= self.guidance <= 100:
             raise ValueError(f"guidance is {self.guidance}, but must lie between 0 and 100")
+        if self.retries and not self.sampling.sample:
+            raise ValueError(f"retries is {self.retries}, but without sampling the same codes would come again")
 
 
-Progress = Callable[[str, int, int], None]  # stage, segment, segments: called when a stage begins
+Progress = Callable[[str, int, int], None]  # stage that begins, steps done, steps in all
+STAGES = ("codes", "latents", "mel", "vocode")  # each is one step per segment
 
 
 # ---- listen ---------------------------------------------------------------------------------------------------------
@@ -197,6 +204,27 @@ def load_voice(path: str | Path, cfg: Config) -> Voice:
 # ---- speak ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Item:
+    """One segment on its way through the stages."""
+
+    name: str  # for messages
+    ids: list[int]
+    voice: Voice
+    keys: tuple[Array, Array]  # of codes and noise
+    given: Given
+    codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    stopped: bool = True
+    target: int = 0  # mel frames
+    mel: Any = None
+    samples: Any = None
+
+    @property
+    def packed(self) -> int:
+        """Frames of prompt and target together."""
+        return len(self.voice.mel) + self.target
+
+
 def speak(
     params: Params,
     cfg: Config,
@@ -205,11 +233,13 @@ def speak(
     keys: Sequence[Array],
     options: Options | None = None,
     given: Sequence[Sequence[Given]] | None = None,
-    progress: Progress = lambda stage, segment, segments: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> list[Audio]:
     """Speak each text in its voice: texts (`TextFrontEnd.analyse`), voices and keys are parallel; -> one Audio each.
 
-    The same text, voice, key and options give the same audio, whatever stands beside them. `given`: per text, per
+    All segments of all texts go through the stages side by side, `options.batch` at a time: those with fewest codes
+    left make room for the next while codes are drawn, and those of like length are rendered together. The same text,
+    voice, key and options give the same audio but for rounding, whatever stands beside them. `given`: per text, per
     segment, what replaces a stage. Raises ValueError for what does not fit the model.
     """
     options = options or Options()
@@ -218,118 +248,173 @@ def speak(
         raise ValueError(
             f"{len(texts)} texts, {len(voices)} voices, {len(keys)} keys and {len(given)} given: not parallel"
         )
-    result = []
-    for text, voice, key, replaced in zip(texts, voices, keys, given, strict=True):
+    rows: list[list[_Item]] = []
+    for t, (text, voice, key, replaced) in enumerate(zip(texts, voices, keys, given, strict=True)):
         if len(replaced) != len(text.segments):
             raise ValueError(f"{len(replaced)} segments are given, but the text has {len(text.segments)}")
-        silence = np.zeros(cfg.mel.rate * options.silence_ms // 1000, np.float32)
-        parts: list[np.ndarray] = []
-        segments: list[Segment] = []
-        batch = gather([voice])
+        of = f" of text {t + 1}" if len(texts) > 1 else ""
+        row = []
         for i, (ids, instead) in enumerate(zip(text.segment_ids, replaced, strict=True)):
-            parts += [silence] if parts else []
-            start = sum(map(len, parts))
-            begin = partial(_begin, progress, i, len(text.segments))
-            segment, samples = _speak_segment(
-                params, cfg, ids, batch, jax.random.fold_in(key, i), options, instead, begin
-            )
-            if not segment.stopped:
-                log.warning(
-                    "segment %d of %d was cut off after %d codes: its text may be incomplete; shorter segments or "
-                    "another seed avoid it",
-                    i + 1,
-                    len(text.segments),
-                    len(segment.codes),
-                )
-            parts.append(samples)
-            segments.append(segment._replace(start=start, end=start + len(samples)))
-        result.append(Audio(np.concatenate(parts), cfg.mel.rate, tuple(segments)))
-    return result
+            name = f"segment {i + 1} of {len(text.segments)}{of}"
+            row.append(_Item(name, ids, voice, tuple(jax.random.split(jax.random.fold_in(key, i))), instead))
+        rows.append(row)
+
+    items = [item for row in rows for item in row]
+    total = len(STAGES) * len(items)
+    drawn = [item for item in items if item.given.mel is None]
+    progress("codes", 0, total)
+    _draw(params, cfg, [item for item in drawn if item.given.codes is None], options)
+    for item in drawn:
+        _check(cfg, item)
+    done = len(items)
+    for group in _groups(drawn, options.batch):
+        _render(params, cfg, group, options, partial(_begin, progress, done, len(group), total))
+        done += len(group) * (len(STAGES) - 1)
+    for item in items:
+        if item.given.mel is not None:
+            progress("vocode", done, total)
+            _vocode(params, cfg, [item], [np.asarray(item.given.mel, np.float32)])
+            done += len(STAGES) - 1
+    return [_join(cfg, row, options) for row in rows]
 
 
-def _begin(progress: Progress, segment: int, segments: int, stage: str) -> None:
-    progress(stage, segment, segments)
+def _begin(progress: Progress, done: int, segments: int, total: int, stage: str) -> None:
+    """Announce a stage of a group of segments before which `done` steps were done."""
+    progress(stage, done + (STAGES.index(stage) - 1) * segments, total)
 
 
-def _speak_segment(
-    params: Params, cfg: Config, ids: list[int], voices: Voices, key: Array, options: Options, given: Given,
-    begin: Callable[[str], None],
-) -> tuple[Segment, np.ndarray]:  # fmt: skip
-    """One segment in one voice: from text ids to a Segment and its samples."""
-    code_key, noise_key = jax.random.split(key)
-    if given.mel is not None:
-        begin("vocode")
-        mel = np.asarray(given.mel, np.float32)
-        frames = _row(mel, bucket(len(mel), tuple(map(target_frames, buckets.CODES))))
-        samples = bigvgan.vocode(params["bigvgan"], cfg.bigvgan, frames, jnp.array([len(mel)]))
-        return Segment(np.zeros(0, np.int32), mel, 0, 0, True), np.asarray(samples[0, : len(mel) * cfg.bigvgan.hop])
-
-    begin("codes")
-    texts, text_lengths = text_batch(cfg, [ids])
+def _draw(params: Params, cfg: Config, items: Sequence[_Item], options: Options) -> None:
+    """Draw the codes of all items, `options.batch` at a time."""
+    if not items:
+        return
     # While drawing, the reference leaves out the ids of start and stop inside a text; in the second pass it does not.
-    spoken = [i for i in ids if i not in (cfg.gpt.start_text, cfg.gpt.stop_text)]
-    stopped = True
-    if given.codes is not None:
-        codes = np.asarray(given.codes, np.int32)
-    else:
-        prefix = gpt.prefix(
-            params["gpt"], cfg.gpt, voices.latents, voices.emotion, *text_batch(cfg, [spoken], texts.shape[1])
+    spoken = [[i for i in item.ids if i not in (cfg.gpt.start_text, cfg.gpt.stop_text)] for item in items]
+    for item in items:
+        text_batch(cfg, [item.ids])  # the second pass must fit as well
+    texts, lengths = text_batch(cfg, spoken)
+    more = bucket(len(items), buckets.BATCH) - len(items)  # so many rows of padding
+    latents, emotion, texts, lengths = (
+        np.concatenate([a, np.repeat(a[:1], more, 0)])
+        for a in (
+            np.stack([item.voice.latents for item in items]), np.stack([item.voice.emotion for item in items]),
+            texts, lengths,
         )
-        drawn = decoding.generate(params["gpt"], cfg.gpt, prefix, code_key[None], options.sampling, options.max_codes)
-        codes, stopped = np.asarray(drawn.codes[0])[: int(drawn.lengths[0])], bool(drawn.stopped[0])
-    if len(codes) == 0:
-        raise ValueError("no speech came of a segment: the stop code was drawn first; try another seed")
-    if codes.min() < 0 or codes.max() >= cfg.repcodec.codes:
+    )  # fmt: skip
+    prefix = gpt.prefix(params["gpt"], cfg.gpt, latents, emotion, texts, lengths)
+    prefix = gpt.Prefix(prefix.embeddings[: len(items)], prefix.lengths[: len(items)])
+    keys = [item.keys[0] for item in items]
+    codes = decoding.generate(
+        params["gpt"], cfg.gpt, prefix, keys, options.sampling, options.max_codes, options.batch, options.retries
+    )
+    for i, item in enumerate(items):
+        item.codes, item.stopped = codes.codes[i, : codes.lengths[i]], bool(codes.stopped[i])
+        if not item.stopped:
+            again = f", each of {options.retries + 1} times" if options.retries else ""
+            log.warning(
+                "%s was cut off after %d codes%s: its text may be incomplete; shorter segments, another seed or "
+                "retries avoid it",
+                item.name, len(item.codes), again,
+            )  # fmt: skip
+
+
+def _check(cfg: Config, item: _Item) -> None:
+    """Take the given codes, if any, and see that they can be spoken."""
+    if item.given.codes is not None:
+        item.codes = np.asarray(item.given.codes, np.int32)
+    if len(item.codes) == 0:
+        raise ValueError(f"no speech came of {item.name}: the stop code was drawn first; try another seed")
+    low, high = item.codes.min(), item.codes.max()
+    if low < 0 or high >= cfg.repcodec.codes:
+        raise ValueError(f"codes lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}")
+    item.target = int(s2mel.target_lengths(np.array(len(item.codes))))
+    need = (item.packed, cfg.s2mel.mels)
+    if item.given.noise is not None and np.shape(item.given.noise) != need:
         raise ValueError(
-            f"codes lie between {codes.min()} and {codes.max()}, but the codec has 0 to {cfg.repcodec.codes - 1}"
+            f"the given noise has shape {np.shape(item.given.noise)}, but a prompt of {len(item.voice.mel)} and a "
+            f"target of {item.target} frames need {need}"
         )
 
-    room = bucket(len(codes), buckets.CODES)
-    length = jnp.array([len(codes)])
-    padded = _row(codes, room)
-    frames, target = target_frames(room), int(s2mel.target_lengths(length)[0])
-    noise = s2mel.draw_noise(noise_key, frames, cfg.s2mel.mels)[None]
-    if given.noise is not None:
-        prompt = int(voices.lengths[0])
-        if np.shape(given.noise) != (prompt + target, cfg.s2mel.mels):
-            raise ValueError(
-                f"the given noise has shape {np.shape(given.noise)}, but a prompt of {prompt} and a target of {target} "
-                f"frames need {(prompt + target, cfg.s2mel.mels)}"
-            )
-        noise = _row(np.asarray(given.noise, np.float32)[prompt:], frames)
 
+def _groups(items: Sequence[_Item], batch: int) -> list[list[_Item]]:
+    """Items of like length together: at most `batch`, fewer of long ones, and so many that no row is padding."""
+    waiting, groups = sorted(items, key=lambda item: -item.packed), []
+    while waiting:
+        frames = bucket(waiting[0].packed, buckets.FRAMES)
+        most = max(1, min(batch, len(waiting), batch * FRAMES_PER_ROW // frames))
+        most = max(size for size in range(1, most + 1) if size in buckets.BATCH)
+        groups.append(waiting[:most])
+        waiting = waiting[most:]
+    return groups
+
+
+FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
+
+
+def _render(
+    params: Params, cfg: Config, items: Sequence[_Item], options: Options, begin: Callable[[str], None]
+) -> None:
+    """From codes to samples, for a few items side by side."""
     begin("latents")
-    if given.latents is not None:
-        latents = _row(np.asarray(given.latents, np.float32), room)
+    voices = gather([item.voice for item in items])
+    room = bucket(max(len(item.codes) for item in items), buckets.CODES)
+    codes, lengths = _stacked([item.codes for item in items], room)
+    if all(item.given.latents is not None for item in items):
+        latents = _stacked([np.asarray(item.given.latents, np.float32) for item in items], room)[0]
     else:
-        latents = second_pass(params, cfg, voices, texts, text_lengths, padded)
-        jax.block_until_ready(latents)  # so that a stage is over before the next one is announced
+        latents = second_pass(params, cfg, voices, *text_batch(cfg, [item.ids for item in items]), codes)
+        for i, item in enumerate(items):
+            if item.given.latents is not None:
+                latents = latents.at[i, : len(item.codes)].set(jnp.asarray(item.given.latents, latents.dtype))
+    frames = target_frames(room)
+    noise = _noise(jnp.stack([item.keys[1] for item in items]), frames, cfg.s2mel.mels)
+    for i, item in enumerate(items):
+        if item.given.noise is not None:
+            row = np.asarray(item.given.noise, np.float32)[len(item.voice.mel) :]
+            noise = noise.at[i, : item.target].set(row)
+    jax.block_until_ready(latents)  # so that a stage is over before the next one is announced
     begin("mel")
-    packed = bucket(int(voices.lengths[0]) + target, buckets.FRAMES)
-    mel, lengths = to_mel(params, cfg, voices, padded, length, latents, noise, options.steps, options.guidance, packed)
-    jax.block_until_ready(mel)
+    packed = bucket(max(item.packed for item in items), buckets.FRAMES)
+    mel, _ = to_mel(
+        params, cfg, voices, codes, lengths, latents, jnp.asarray(noise), options.steps, options.guidance, packed
+    )
+    rows = np.asarray(mel, np.float32)
     begin("vocode")
-    samples = bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, lengths)
-    segment = Segment(codes, np.asarray(mel[0, :target], np.float32), 0, 0, stopped)
-    return segment, np.asarray(samples[0, : target * cfg.bigvgan.hop])
+    _vocode(params, cfg, items, [row[: item.target] for row, item in zip(rows, items, strict=True)])
+
+
+def _vocode(params: Params, cfg: Config, items: Sequence[_Item], mels: Sequence[np.ndarray]) -> None:
+    rows, lengths = _stacked(mels, bucket(max(map(len, mels)), tuple(map(target_frames, buckets.CODES))))
+    samples = np.asarray(bigvgan.vocode(params["bigvgan"], cfg.bigvgan, rows, lengths))
+    for item, mel, row in zip(items, mels, samples, strict=True):
+        item.mel, item.samples = mel, row[: len(mel) * cfg.bigvgan.hop]
+
+
+def _join(cfg: Config, items: Sequence[_Item], options: Options) -> Audio:
+    """The segments of a text, one after another with silence between."""
+    silence = np.zeros(cfg.mel.rate * options.silence_ms // 1000, np.float32)
+    parts, segments, at = [], [], 0
+    for item in items:
+        if parts:
+            parts.append(silence)
+            at += len(silence)
+        parts.append(item.samples)
+        segments.append(Segment(item.codes, item.mel, at, at + len(item.samples), item.stopped))
+        at += len(item.samples)
+    return Audio(np.concatenate(parts), cfg.mel.rate, tuple(segments))
 
 
 def gather(voices: Sequence[Voice]) -> Voices:
     """Voices as one batch, the prompts padded to a bucket."""
-    lengths = [len(voice.mel) for voice in voices]
-    room = bucket(max(lengths), buckets.PROMPT)
-
-    def frames(arrays: list[Any]) -> Array:
-        return jnp.stack([jnp.pad(jnp.asarray(a), ((0, room - len(a)), (0, 0))) for a in arrays])
-
+    room = bucket(max(len(voice.mel) for voice in voices), buckets.PROMPT)
     latents, emotion, style = (
-        jnp.stack([jnp.asarray(getattr(v, n)) for v in voices]) for n in ("latents", "emotion", "style")
+        jnp.asarray(np.stack([getattr(v, n) for v in voices])) for n in ("latents", "emotion", "style")
     )
-    mel, content = (frames([getattr(v, n) for v in voices]) for n in ("mel", "content"))
-    return Voices(latents, emotion, style, mel, content, jnp.array(lengths))
+    mel, lengths = _stacked([voice.mel for voice in voices], room)
+    content, _ = _stacked([voice.content for voice in voices], room)
+    return Voices(latents, emotion, style, mel, content, lengths)
 
 
-def text_batch(cfg: Config, rows: Sequence[Sequence[int]], room: int | None = None) -> tuple[Array, Array]:
+def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array]:
     """Text ids as a padded batch: [B, X] int32, lengths [B]. Raises ValueError for ids or lengths the GPT lacks."""
     longest = max(map(len, rows))
     if longest > cfg.gpt.most_texts:
@@ -339,9 +424,7 @@ def text_batch(cfg: Config, rows: Sequence[Sequence[int]], room: int | None = No
     highest = max((max(row, default=0) for row in rows), default=0)
     if highest >= cfg.gpt.texts:
         raise ValueError(f"text id {highest} is past the model's {cfg.gpt.texts}: bpe.model belongs to another model")
-    room = room or bucket(longest, buckets.TEXT)
-    ids = np.stack([np.pad(np.asarray(row, np.int32), (0, room - len(row))) for row in rows])
-    return jnp.asarray(ids), jnp.array([len(row) for row in rows])
+    return _stacked([np.asarray(row, np.int32) for row in rows], bucket(longest, buckets.TEXT))
 
 
 def target_frames(codes: int) -> int:
@@ -349,9 +432,16 @@ def target_frames(codes: int) -> int:
     return int(codes * s2mel.FRAMES_PER_CODE) + 1
 
 
-def _row(array: np.ndarray, room: int) -> Array:
-    """An array as the only row of a padded batch: [N, ...] -> [1, room, ...]."""
-    return jnp.asarray(np.pad(array, ((0, room - len(array)),) + ((0, 0),) * (array.ndim - 1)))[None]
+def _stacked(rows: Sequence[Any], room: int) -> tuple[Array, Array]:
+    """Arrays of different lengths as a batch, padded with zeros: [B, room, ...], lengths [B]."""
+    arrays = [np.asarray(row) for row in rows]
+    padded = [np.pad(a, ((0, room - len(a)),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
+    return jnp.asarray(np.stack(padded)), jnp.array([len(a) for a in arrays])
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _noise(keys: Array, frames: int, mels: int) -> Array:
+    return jax.vmap(lambda key: s2mel.draw_noise(key, frames, mels))(keys)
 
 
 # ---- from codes to samples: pure functions --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 
 from debug.golden import golden, relative
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
+from tests.test_gpt import one_beam
 
 ARRAYS = golden("en_greedy")
 REFERENCE_MEL = np.swapaxes(ARRAYS["ref_mel"], 1, 2)
@@ -51,7 +52,7 @@ def gpt_outputs(params, cfg):
     scores, caches = gpt.prefill(params, cfg, prefix, 128)
     assert caches[0].k.dtype == jnp.bfloat16
     yield scores, jnp.float32, ARRAYS["seg0.gpt.logits_per_step"][0], 0.014
-    scores, _ = gpt.step(params, cfg, caches, codes[:, 0], prefix.lengths, np.array([2]))
+    scores, _ = one_beam(params, cfg, caches, codes[:, 0], prefix.lengths, np.array([2]))
     yield scores, jnp.float32, ARRAYS["seg0.gpt.logits_per_step"][1], 0.014
     yield gpt.latents(params, cfg, prefix, codes), jnp.bfloat16, ARRAYS["seg0.gpt.latent.out"], 0.02
 

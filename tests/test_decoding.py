@@ -1,5 +1,9 @@
 """Greedy codes equal the reference's, processed scores too; sampling follows its distribution; caches grow unseen."""
 
+import itertools
+from collections import Counter
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +14,15 @@ from indextts_jax import buckets, decoding
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt
 from tests.small import GPT, normal, parameters
+from tests.test_gpt import one_beam
 
-GREEDY = Sampling(greedy=True)
+GREEDY, SAMPLED = Sampling(beams=1, sample=False), Sampling(beams=1)
 
 
 def prefix_of(tiny, arrays):
     texts, emotion = arrays["seg0.text_tokens"], arrays["seg0.gpt.emo_vec"]
-    latents = golden("en_greedy")["seg0.gpt.speech_conditioning_latent"]
+    speaker = "seg0.gpt.speech_conditioning_latent"
+    latents = arrays[speaker] if speaker in arrays else golden("en_greedy")[speaker]
     return gpt.prefix(tiny.params("gpt"), tiny.cfg.gpt, latents, emotion, texts, np.array([texts.shape[1]]))
 
 
@@ -65,11 +71,161 @@ def test_processed_scores_equal_reference(tiny):
     seen[:, [1, cfg.start_code]] = True
     process = jax.jit(decoding.process)
     for i, stored in enumerate(arrays["seg0.gpt.processed_scores_per_step"]):
-        ours = np.asarray(process(scores, seen, Sampling()))
+        ours = np.asarray(process(scores, seen, SAMPLED))
         np.testing.assert_array_equal(np.isinf(ours), np.isinf(stored))
         assert absolute(ours[np.isfinite(ours)], stored[np.isfinite(stored)]) <= TOLERANCE["scores"]
         seen[0, codes[:, i]] = True
-        scores, caches = gpt.step(params, cfg, caches, codes[:, i], prefix.lengths + i, np.array([i + 2]))
+        slots = np.asarray(prefix.lengths) + i
+        scores, caches = one_beam(params, cfg, caches, codes[:, i], slots, np.array([i + 2]))
+
+
+BEAMS = Sampling(beams=3, sample=False)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("en_beam3", 40), ("zh_beam3_emotion_vector", 40), ("en_stop_beam3", 60)])
+def test_beams_equal_reference(tiny, name, limit):
+    """Every beam after every step, its parent and its score, and the hypothesis that wins."""
+    arrays, params, cfg = golden(name), tiny.params("gpt"), tiny.cfg.gpt
+    if "stop" in name:
+        params = with_stop_bias(params, cfg, 4.5)
+    prefix, keys = prefix_of(tiny, arrays), jax.random.split(jax.random.key(0), 1)
+    drawn = decoding.generate(params, cfg, prefix, keys, BEAMS, limit)
+    codes = arrays["seg0.gpt.codes"][0]
+    n, stopped = int(drawn.lengths[0]), bool(drawn.stopped[0])
+    assert stopped == ("stop" in name)
+    np.testing.assert_array_equal(np.append(drawn.codes[0, :n], [cfg.stop_code] * stopped), codes)
+    np.testing.assert_allclose(drawn.scores, arrays["seg0.gpt.sequence_score"], rtol=1e-5)
+
+    state = decoding.empty(cfg, 1, 3, 256, np.float32)
+    place, data, most = np.array([0]), jax.random.key_data(keys), np.int32(limit)
+    logits, caches = gpt.prefill(params, cfg, prefix)
+    state = decoding.admit(cfg, state, prefix.lengths, logits, caches, place, data, BEAMS, most)
+    state = decoding.advance(params, cfg, state, BEAMS, most, np.bool_(False))
+    steps = int(state.counts[0])
+    assert steps == len(arrays["seg0.gpt.beam_tokens"]) < limit + 1
+    np.testing.assert_array_equal(state.trace.codes[0, :steps], arrays["seg0.gpt.beam_tokens"])
+    np.testing.assert_array_equal(state.trace.parents[0, :steps], arrays["seg0.gpt.beam_parents"])
+    np.testing.assert_allclose(state.trace.scores[0, :steps], arrays["seg0.gpt.beam_scores"], rtol=1e-5)
+
+
+def test_processed_scores_of_beams_equal_reference(tiny):
+    """Under the reference's own sampled beams and parents, with the state of our own decoding."""
+    arrays, params, cfg = golden("en_beam3_sample"), tiny.params("gpt"), tiny.cfg.gpt
+    prefix, sampling, limit = prefix_of(tiny, arrays), Sampling(beams=3), np.int32(40)
+    scores, caches = gpt.prefill(params, cfg, prefix, capacity=256)
+    logits, P = np.repeat(scores[:, None], 3, 1), int(prefix.lengths[0])
+    seen, visible = np.zeros((1, 3, cfg.codes), bool), np.zeros((1, 3, 256), bool)
+    seen[..., [1, cfg.start_code]] = True
+    visible[..., :P] = True
+    process = jax.jit(lambda logits, seen: decoding.process(jax.nn.log_softmax(logits), seen, sampling))
+    stored = [arrays[f"seg0.gpt.{key}"] for key in ("processed_scores_per_step", "beam_tokens", "beam_parents")]
+    assert len(stored[0]) == limit
+    for i, (expected, codes, parents) in enumerate(zip(*stored, strict=True)):
+        ours = np.asarray(process(logits, seen))[0]
+        np.testing.assert_array_equal(np.isinf(ours), np.isinf(expected))
+        assert absolute(ours[np.isfinite(ours)], expected[np.isfinite(expected)]) <= TOLERANCE["scores"]
+        seen, visible = seen[:, parents], visible[:, parents]
+        seen[0, range(3), codes] = True
+        visible[0, range(3), range(P + 3 * i, P + 3 * i + 3)] = True
+        slots, positions = np.array([P + 3 * i]), np.array([i + 2])
+        logits, caches = gpt.step(params, cfg, caches, codes[None], slots, positions, visible)
+
+
+candidates = jax.jit(decoding.candidates, static_argnames="cfg")
+
+
+def test_sampled_candidates_follow_the_exact_distribution():
+    """Chi-square over all sets of four that two beams of four codes can give, drawn without replacement."""
+    cfg = gpt.GPTConfig(codes=4, start_code=3, stop_code=2)
+    sampling, n = Sampling(beams=2, top_k=0, top_p=1.0, temperature=1.0, repetition_penalty=1.0), 20000
+    logits, running = 0.7 * normal(5, 1, 2, 4), np.array([[-200.0, -200.4]], np.float32)
+    p = np.exp(logits[0] - logits[0].max(-1, keepdims=True))
+    p = p / p.sum(-1, keepdims=True) * np.exp(running[0, :, None] + 200)
+    p = p[:, :3].reshape(-1) / p[:, :3].sum()  # the start code, the last, is never drawn
+    expected: dict[frozenset[int], float] = {}
+    for order in itertools.permutations(range(6), 4):
+        left, chance = 1.0, 1.0
+        for i in order:
+            chance, left = chance * p[i] / left, left - p[i]
+        expected[frozenset(order)] = expected.get(frozenset(order), 0.0) + chance
+    assert sum(expected.values()) == pytest.approx(1)
+    assert len(expected) == 15
+    rows = [np.repeat(a, n, 0) for a in (logits, logits > 99, running)]
+    scores, beams, codes = map(np.asarray, candidates(*rows, jax.random.split(jax.random.key(1), n), sampling, cfg))
+    assert (np.diff(scores) <= 0).all()
+    drawn = Counter(map(frozenset, (beams * 3 + codes).tolist()))
+    assert set(drawn) <= set(expected)
+    chi = sum((drawn[key] - n * chance) ** 2 / (n * chance) for key, chance in expected.items())
+    assert chi < 14 + 4 * np.sqrt(28)
+    # The order of drawing is forgotten: the scores are those of the codes.
+    exact = jax.nn.log_softmax(logits)[0] + running[0][:, None]
+    np.testing.assert_allclose(scores[:5], np.asarray(exact)[beams, codes][:5], rtol=1e-6)
+
+
+class Bigram:
+    """A model of six codes whose next code depends on the last alone, in numpy: what beams are checked against."""
+
+    def __init__(self, seed):
+        self.table = 2 * normal(seed, 6, 6)
+        self.cfg = gpt.GPTConfig(codes=6, start_code=4, stop_code=5, code_positions=15)
+
+
+def beams_by_hand(table, cfg, beams, limit, penalty):
+    """Beam search as transformers does it, written with lists: -> (codes, score, whether it stopped)."""
+    running: list[tuple[float, list[int]]] = [(0.0, [])] + [(-1e9, [])] * (beams - 1)
+    kept: list[tuple[float, list[int], bool]] = []
+
+    def enter(score, codes, stopped):
+        if len(kept) < beams or score > min(kept)[0]:
+            kept.append((score, codes, stopped))
+            if len(kept) > beams:
+                kept.remove(min(kept, key=lambda h: h[0]))
+
+    for step in range(1, limit + 1):
+        found = []
+        for score, codes in running:
+            logits = table[codes[-1] if codes else cfg.start_code].astype(np.float64)
+            scores = logits - np.log(np.exp(logits).sum())
+            found += [(score + scores[code], codes, code) for code in range(cfg.codes) if code != cfg.start_code]
+        found = sorted(found, key=lambda f: -f[0])[: 2 * beams]
+        running = []
+        for rank, (score, codes, code) in enumerate(found):
+            if code == cfg.stop_code:
+                if rank < beams:
+                    enter(score / step**penalty, codes, True)
+            elif len(running) < beams:
+                running.append((score, [*codes, code]))
+        if len(kept) == beams and min(kept)[0] >= found[0][0] / step**penalty:
+            break
+    else:
+        for score, codes in running:
+            enter(score / limit**penalty, codes, False)
+    score, codes, stopped = max(kept, key=lambda h: h[0])
+    return codes, score, stopped
+
+
+@pytest.mark.parametrize("beams", [2, 3])
+def test_beams_follow_the_rules(beams):
+    """Many small models, limits and length penalties, against beam search written by hand."""
+    sampling = Sampling(beams=beams, sample=False, repetition_penalty=1.0)
+    decide = jax.jit(decoding._decide, static_argnames="cfg")
+    outcomes = Counter()
+    for seed in range(30):
+        model, limit, penalty = Bigram(seed), (12, 5, 3)[seed % 3], (0.0, 1.0, 2.0, -1.0)[seed % 4]
+        cfg, settings = model.cfg, replace(sampling, length_penalty=penalty)
+        state = decoding.empty(cfg, 1, beams, 1, np.float32)._replace(caches=(), done=np.array([False]))
+        state = state._replace(scores=np.where(np.arange(beams) == 0, 0.0, -1e9)[None].astype(np.float32))
+        last = np.full(beams, cfg.start_code)
+        while not state.done[0]:
+            state = decide(state, model.table[last][None], settings, cfg, np.int32(limit))
+            last = np.asarray(state.trace.codes[0, int(state.counts[0]) - 1])
+        codes, score = decoding._best(*jax.tree.map(lambda a: np.asarray(a)[0], (state.trace, state.hypotheses)))
+        expected, best, stopped = beams_by_hand(model.table, cfg, beams, limit, penalty)
+        assert codes.tolist() == expected
+        assert score == pytest.approx(best, rel=1e-5)
+        assert (len(codes) < limit) == stopped
+        outcomes[stopped] += 1
+    assert min(outcomes[True], outcomes[False]) >= 3
 
 
 def reference_chain(scores, seen, sampling):
@@ -91,7 +247,7 @@ def reference_chain(scores, seen, sampling):
 def test_process_follows_its_definition(top_k, top_p):
     rng = np.random.default_rng(top_k)
     scores, seen = rng.normal(size=(20, 40)).astype(np.float32) * 3, rng.random((20, 40)) < 0.3
-    sampling = Sampling(top_k=top_k, top_p=top_p, temperature=0.7, repetition_penalty=2.0)
+    sampling = Sampling(beams=1, top_k=top_k, top_p=top_p, temperature=0.7, repetition_penalty=2.0)
     ours = np.asarray(jax.jit(decoding.process)(scores, seen, sampling))
     for row, (a, b) in enumerate(zip(scores, seen, strict=True)):
         expected = reference_chain(a.astype(np.float64), b, sampling)
@@ -110,12 +266,12 @@ def test_draws_follow_the_distribution(tiny):
     scores = np.float32(0.7) * normal(3, 1, cfg.codes)
     scores[:, cfg.start_code] = -np.inf
     seen = np.zeros(scores.shape, bool)
-    expected = np.asarray(jax.jit(decoding.process)(scores, seen, Sampling()), np.float64)[0]
+    expected = np.asarray(jax.jit(decoding.process)(scores, seen, SAMPLED), np.float64)[0]
     expected = np.exp(expected - expected.max())
     expected /= expected.sum()
     keys = jax.random.split(jax.random.key(4), n)
     scores[:, cfg.start_code] = 0
-    drawn = draw(scores.repeat(n, 0), seen.repeat(n, 0), keys, np.zeros(n, np.int32), Sampling(), cfg)
+    drawn = draw(scores.repeat(n, 0), seen.repeat(n, 0), keys, SAMPLED, cfg)
     counts = np.bincount(np.asarray(drawn), minlength=cfg.codes)
     assert counts[expected == 0].sum() == 0
     likely = expected > 0
@@ -129,32 +285,43 @@ def test_start_code_is_never_drawn(tiny):
     cfg = tiny.cfg.gpt
     scores = np.zeros((1, cfg.codes), np.float32)
     scores[:, cfg.start_code] = 50.0
-    for sampling in (GREEDY, Sampling()):
-        code = draw(scores, scores > 99, jax.random.split(jax.random.key(0), 1), np.array([0]), sampling, cfg)
+    for sampling in (GREEDY, SAMPLED):
+        code = draw(scores, scores > 99, jax.random.split(jax.random.key(0), 1), sampling, cfg)
         assert code[0] != cfg.start_code
 
 
-def test_same_key_same_codes_and_growing_the_cache_changes_nothing(tiny, monkeypatch):
-    """Sampled rows of one batch, with caches that grow and fit to the slot, equal rows alone in one large cache."""
+def alike(a, b):
+    """Whether two rows are the same: codes, length, whether it stopped, and the score but for rounding."""
+    assert a.lengths == b.lengths
+    assert a.stopped == b.stopped
+    np.testing.assert_array_equal(a.codes[: a.lengths], b.codes[: b.lengths])
+    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
+
+
+def row(drawn, i):
+    return jax.tree.map(lambda a: a[i], drawn)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rows_do_not_depend_on_neighbours_cache_or_admission(tiny, monkeypatch, beams):
+    """Sampled rows in one batch, with caches that grow and are packed, two of them admitted when others have finished,
+    equal rows alone in a large cache."""
     params, cfg = with_stop_bias(tiny.params("gpt"), tiny.cfg.gpt, 0.5), tiny.cfg.gpt
-    one, keys, limit = prefix_of(tiny, golden("en_segments")), jax.random.split(jax.random.key(5), 3), 90
-    batch = jax.tree.map(lambda a: np.repeat(a, 3, 0), one)
-    capacities, grow = [], decoding._grow
-    monkeypatch.setattr(decoding, "_grow", lambda state, to: capacities.append(to) or grow(state, to))
+    sampling, keys, limit = Sampling(beams=beams), jax.random.split(jax.random.key(5), 4), 90
+    one = prefix_of(tiny, golden("en_segments"))
+    batch = jax.tree.map(lambda a: np.repeat(a, 4, 0), one)
+    capacities, pack = [], decoding.pack
+    monkeypatch.setattr(decoding, "pack", lambda state, to: capacities.append(to) or pack(state, to))
     P = int(one.lengths[0])
-    monkeypatch.setattr(buckets, "CACHE", (P + decoding.CHUNK, P + limit - 1))
-    together = jax.tree.map(np.asarray, decoding.generate(params, cfg, batch, keys, Sampling(), limit))
-    assert capacities == [P + limit - 1]
-    monkeypatch.setattr(buckets, "CACHE", (256, 512))
-    assert len({tuple(row[:n]) for row, n in zip(together.codes.tolist(), together.lengths.tolist(), strict=True)}) == 3
+    ladder = (P + beams * decoding.CHUNK, P + beams * (decoding.CHUNK + 4) + 64, P + beams * limit)
+    monkeypatch.setattr(buckets, "CACHE", ladder)
+    together = decoding.generate(params, cfg, batch, keys, sampling, limit, batch=2)
+    assert capacities
+    monkeypatch.setattr(buckets, "CACHE", (512,))
+    assert len({tuple(codes[:n]) for codes, n in zip(together.codes.tolist(), together.lengths, strict=True)}) == 4
     assert together.stopped.any()
-    assert together.lengths.max() == limit
-    for i in range(3):
-        alone = jax.tree.map(np.asarray, decoding.generate(params, cfg, one, keys[i : i + 1], Sampling(), limit))
-        assert alone.lengths[0] == together.lengths[i]
-        assert alone.stopped[0] == together.stopped[i]
-        n = int(alone.lengths[0])
-        np.testing.assert_array_equal(alone.codes[0, :n], together.codes[i, :n])
+    for i in range(4):
+        alike(row(together, i), row(decoding.generate(params, cfg, one, keys[i : i + 1], sampling, limit), 0))
 
 
 def test_limits(monkeypatch):
@@ -166,7 +333,7 @@ def test_limits(monkeypatch):
     same, different = jnp.stack([key, key]), jnp.stack([key, other])
 
     def generate(params, keys, limit):
-        return jax.tree.map(np.asarray, decoding.generate(params, cfg, prefix, keys, Sampling(), limit))
+        return decoding.generate(params, cfg, prefix, keys, SAMPLED, limit)
 
     monkeypatch.setattr(buckets, "CACHE", (32,))
     unending = with_stop_bias(params, cfg, -50.0)
@@ -190,7 +357,17 @@ def test_limits(monkeypatch):
         generate(params, same, 0)
 
 
-@pytest.mark.parametrize("bad", [{"top_p": 1.5}, {"temperature": 0.0}, {"top_k": -1}, {"repetition_penalty": 0.0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"beams": 0},
+        {"length_penalty": 99.0},
+        {"top_p": 1.5},
+        {"temperature": 0.0},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+    ],
+)
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)

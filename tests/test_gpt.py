@@ -10,6 +10,13 @@ from indextts_jax.models.layers import LayerNorm
 from tests.small import GPT, normal, parameters
 
 
+def one_beam(params, cfg, caches, codes, slots, positions):
+    """One code per row, which sees everything before it: -> (logits [B, V], caches)."""
+    visible = np.arange(caches[0].k.shape[1])[None, None] <= slots[:, None, None]
+    scores, caches = gpt.step(params, cfg, caches, codes[:, None], slots, positions, visible)
+    return scores[:, 0], caches
+
+
 @pytest.fixture(scope="module")
 def arrays():
     return golden("en_greedy")
@@ -52,7 +59,29 @@ def test_steps_equal_reference(tiny, arrays, prefix):
     for i in range(codes.shape[1]):
         assert absolute(scores, arrays["seg0.gpt.logits_per_step"][i]) <= TOLERANCE["scores"]
         assert relative(scores, arrays["seg0.gpt.logits_per_step"][i]) <= TOLERANCE["component"]
-        scores, caches = gpt.step(params, cfg, caches, codes[:, i], prefix.lengths + i, np.array([i + 2]))
+        slots = np.asarray(prefix.lengths) + i
+        scores, caches = one_beam(params, cfg, caches, codes[:, i], slots, np.array([i + 2]))
+
+
+def test_beams_share_a_cache():
+    """Three beams, of which two go on from the first and one from the second, in one cache: as three rows alone."""
+    params, cfg, rng = parameters("gpt", GPT), GPT, np.random.default_rng(2)
+    texts, emotion = rng.integers(2, 50, (1, 5), np.int32), normal(1, 1, cfg.width)
+    prefix = gpt.prefix(params, cfg, normal(0, 1, 4, cfg.width), emotion, texts, np.array([5]))
+    _, caches = gpt.prefill(params, cfg, prefix, capacity=20)
+    P, parents, codes = int(prefix.lengths[0]), [0, 0, 1], rng.integers(0, 40, (2, 1, 3), np.int32)
+    visible = np.arange(20)[None, None] < np.full((1, 3, 1), P)
+    visible[0, range(3), range(P, P + 3)] = True
+    first, caches = gpt.step(params, cfg, caches, codes[0], np.array([P]), np.array([2]), visible)
+    visible = visible[:, parents]
+    visible[0, range(3), range(P + 3, P + 6)] = True
+    second, _ = gpt.step(params, cfg, caches, codes[1], np.array([P + 3]), np.array([3]), visible)
+    for beam, parent in enumerate(parents):
+        _, caches = gpt.prefill(params, cfg, prefix, capacity=20)
+        scores, caches = one_beam(params, cfg, caches, codes[0, :, parent], np.array([P]), np.array([2]))
+        assert relative(first[0, parent], scores[0]) <= TOLERANCE["block"]
+        scores, _ = one_beam(params, cfg, caches, codes[1, :, beam], np.array([P + 1]), np.array([3]))
+        assert relative(second[0, beam], scores[0]) <= TOLERANCE["block"]
 
 
 def test_second_pass_equals_reference(tiny, arrays, prefix):
@@ -74,7 +103,7 @@ def test_padded_rows_equal_rows_alone():
         out = [scores]
         for i in range(codes.shape[1]):
             slots = np.asarray(prefix.lengths) + i
-            scores, caches = gpt.step(params, cfg, caches, codes[:, i], slots, np.full(len(lengths), i + 2))
+            scores, caches = one_beam(params, cfg, caches, codes[:, i], slots, np.full(len(lengths), i + 2))
             out.append(scores)
         return np.stack(out, axis=1), np.asarray(gpt.latents(params, cfg, prefix, codes))
 

@@ -1,5 +1,7 @@
 """The whole system against the reference, from files to samples; given stages; gradients; no recompilation."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.pipeline import Given, Options
 from indextts_jax.timing import Stopwatch
 
-GREEDY = Options(Sampling(greedy=True), max_codes=40)
+GREEDY = Options(Sampling(beams=1, sample=False), max_codes=40)
 KEY = jax.random.key(0)
 
 
@@ -93,7 +95,7 @@ def test_chinese_with_a_given_emotion_equals_reference(model):
 
 
 def test_same_key_same_audio_and_nothing_is_compiled_twice(model, voice):
-    options = Options(Sampling(), max_codes=30)
+    options = Options(Sampling(beams=1), max_codes=30)
     first = speak(model, "One small test.", voice, jax.random.key(3), options)
     with Stopwatch() as watch:
         again = speak(model, "One small test.", voice, jax.random.key(3), options)
@@ -105,7 +107,9 @@ def test_same_key_same_audio_and_nothing_is_compiled_twice(model, voice):
 
 
 def test_buckets_change_nothing(model, voice, monkeypatch):
-    speech = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=20, steps=5))
+    speech = speak(
+        model, "One small test.", voice, options=Options(Sampling(beams=1, sample=False), max_codes=20, steps=5)
+    )
     for name, ladder in {
         "TEXT": (9, 10),
         "CODES": (20, 21),
@@ -114,14 +118,16 @@ def test_buckets_change_nothing(model, voice, monkeypatch):
         "CACHE": (70, 90),
     }.items():
         monkeypatch.setattr(buckets, name, ladder)
-    exact = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=20, steps=5))
+    exact = speak(
+        model, "One small test.", voice, options=Options(Sampling(beams=1, sample=False), max_codes=20, steps=5)
+    )
     assert speech.segments[0].codes.tolist() == exact.segments[0].codes.tolist()
     assert relative(speech.segments[0].mel, exact.segments[0].mel) <= TOLERANCE["component"]
     assert relative(speech.samples, exact.samples) <= TOLERANCE["component"]
 
 
 def test_given_stages_replace_their_own(model, voice):
-    options = Options(Sampling(greedy=True), max_codes=20, steps=3)
+    options = Options(Sampling(beams=1, sample=False), max_codes=20, steps=3)
     speech = speak(model, "One small test.", voice, options=options)
     [segment] = speech.segments
     by_codes = speak(model, "One small test.", voice, options=options, given=[Given(codes=segment.codes)])
@@ -141,8 +147,87 @@ def test_given_stages_replace_their_own(model, voice):
         speak(model, "One small test.", voice, options=options, given=[Given(), Given()])
 
 
+SENTENCES = (
+    "One small test.", "Where is the money?", "Hello world, this is a small test of the speech system.",
+    "I do not know, please read the next sentence slowly.", "今天天气很好。", "Yes.",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopping(model):
+    """The tiny model, which never stops, with a bias that lets it stop."""
+    head = model.params["gpt"]["head"]
+    head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(2.5)}
+    return model._replace(params={**model.params, "gpt": {**model.params["gpt"], "head": head}})
+
+
+def test_a_batch_equals_its_rows_alone(stopping, voice, caplog):
+    """Random texts, voices, emotions, beams and lengths, two and three segments at a time, later ones admitted while
+    others run: codes, latents, mel and samples are those of the text alone."""
+    rng, model = np.random.default_rng(11), stopping
+    for beams, batch in ((1, 3), (3, 2)):
+        options = Options(Sampling(beams=beams), max_codes=24, steps=3, batch=batch)
+        texts, voices, keys = [], [], []
+        for i, sentence in enumerate(rng.permutation(SENTENCES)[: 4 + (beams == 1)]):
+            texts.append(model.text.analyse(sentence, 12))
+            frames = int(rng.integers(60, len(voice.mel)))
+            emotion = voice.emotion + 0.3 * rng.normal(size=voice.emotion.shape).astype(np.float32)
+            voices.append(voice._replace(mel=voice.mel[:frames], content=voice.content[:frames], emotion=emotion))
+            keys.append(jax.random.key(i))
+        together = pipeline.speak(model.params, model.cfg, texts, voices, keys, options)
+        found = [segment for speech in together for segment in speech.segments]
+        assert len(found) > len(texts)
+        assert len({len(segment.codes) for segment in found}) > 2
+        assert {segment.stopped for segment in found} == {True, False}
+        for text, one, key, speech in zip(texts, voices, keys, together, strict=True):
+            [alone] = pipeline.speak(model.params, model.cfg, [text], [one], [key], replace(options, batch=1))
+            for a, b in zip(speech.segments, alone.segments, strict=True):
+                assert a.codes.tolist() == b.codes.tolist()
+                assert (a.start, a.end, a.stopped) == (b.start, b.end, b.stopped)
+                assert relative(a.mel, b.mel) <= TOLERANCE["component"]
+            assert relative(speech.samples, alone.samples) <= TOLERANCE["component"]
+    assert "segment 1 of 2 of text" in caplog.text
+
+
+def test_a_batch_is_grouped_by_length(voice):
+    """Rows of like length stay together, without padding rows; long ones take the place of several."""
+
+    def item(frames):
+        short = voice._replace(mel=np.zeros((frames - 10, 80)))
+        return pipeline._Item("", [], short, (KEY, KEY), Given(), target=10)
+
+    lengths = [200, 900, 210, 220, 2500, 230, 240, 250, 2600, 260, 270]
+    groups = pipeline._groups([item(n) for n in lengths], 8)
+    assert [[i.packed for i in group] for group in groups] == [
+        [2600, 2500], [900, 270, 260, 250, 240, 230, 220, 210], [200],
+    ]  # fmt: skip
+
+
+def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, voice, caplog):
+    model, text = stopping, stopping.text.analyse("One small test.")
+
+    def stopped(limit, retries):
+        options = Options(Sampling(beams=1), max_codes=limit, steps=1, retries=retries)
+        voices, keys = [voice] * 4, [jax.random.key(i) for i in range(4)]
+        found = pipeline.speak(model.params, model.cfg, [text] * 4, voices, keys, options)
+        return [speech.segments[0] for speech in found]
+
+    once, again = stopped(24, 0), stopped(24, 3)
+    assert sum(segment.stopped for segment in once) < sum(segment.stopped for segment in again)
+    for a, b in zip(once, again, strict=True):
+        if a.stopped:
+            assert a.codes.tolist() == b.codes.tolist()
+    caplog.clear()
+    assert not any(segment.stopped for segment in stopped(1, 2))
+    assert "segment 1 of 1 of text 3 was cut off after 1 codes, each of 3 times" in caplog.text
+    with pytest.raises(ValueError, match="the same codes would come again"):
+        Options(Sampling(sample=False), retries=1)
+
+
 def test_a_cut_segment_is_flagged_and_named(model, voice, caplog):
-    speech = speak(model, "One small test.", voice, options=Options(Sampling(greedy=True), max_codes=5, steps=2))
+    speech = speak(
+        model, "One small test.", voice, options=Options(Sampling(beams=1, sample=False), max_codes=5, steps=2)
+    )
     assert not speech.segments[0].stopped
     assert "segment 1 of 1 was cut off after 5 codes" in caplog.text
 
@@ -158,7 +243,9 @@ def test_what_does_not_fit_the_model_is_refused(model, voice):
         pipeline.speak(model.params, model.cfg, [foreign], [voice, voice], [KEY])
 
 
-@pytest.mark.parametrize("bad", [{"max_codes": 0}, {"steps": 0}, {"silence_ms": -1}, {"guidance": -0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"max_codes": 0}, {"batch": 0}, {"retries": -1}, {"steps": 0}, {"silence_ms": -1}, {"guidance": -0.1}]
+)
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Options(**bad)

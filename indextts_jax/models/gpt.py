@@ -55,7 +55,7 @@ class Prefix(NamedTuple):
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> the same and its keys and values. With a cache, T is 1 and `slots` [B] says where to write."""
+    """x [B, T, D] -> the same and its keys and values, which go to the T slots of the cache from `slots` [B] on."""
 
     cfg: GPTConfig
 
@@ -67,9 +67,9 @@ class Block(nn.Module):
         N = self.cfg.heads
         qkv = nn.Dense(3 * D, name="qkv")(LayerNorm(name="attention_norm")(x))
         q, k, v = jnp.split(qkv.reshape(B, T, 3 * N, D // N), 3, axis=2)
-        if cache is not None:
-            rows = jnp.arange(B)
-            k, v = (old.at[rows, slots].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True))
+        if cache is not None and slots is not None:
+            rows, places = jnp.arange(B)[:, None], slots[:, None] + jnp.arange(T)[None]
+            k, v = (old.at[rows, places].set(new, mode="drop") for old, new in zip(cache, (k, v), strict=True))
         y = attend(q, k, v, mask).reshape(B, T, D)
         x = x + nn.Dense(D, name="out")(y)
         y = nn.Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
@@ -146,15 +146,17 @@ def prefix(params: dict, cfg: GPTConfig, latents: Array, emotion: Array, texts: 
 
 
 @partial(jax.jit, static_argnames=("cfg", "capacity"))
-def prefill(params: dict, cfg: GPTConfig, prefix: Prefix, capacity: int) -> tuple[Array, tuple[LayerCache, ...]]:
-    """One pass over the prefix: -> (logits of the first code [B, V] float32, caches with `capacity` slots).
+def prefill(
+    params: dict, cfg: GPTConfig, prefix: Prefix, capacity: int | None = None
+) -> tuple[Array, tuple[LayerCache, ...]]:
+    """One pass over the prefix: -> (logits of the first code [B, V] float32, caches with `capacity` slots, default P).
 
     Slots past a row's prefix hold what its padding gave; `step` overwrites them before they are seen.
     """
     x, lengths = prefix
     P = x.shape[1]
     hidden, caches = apply(Decoder(cfg), params["decoder"], x, _causal(P)[None, None])
-    room = ((0, 0), (0, capacity - P), (0, 0), (0, 0))
+    room = ((0, 0), (0, (capacity or P) - P), (0, 0), (0, 0))
     caches = jax.tree.map(lambda a: jnp.pad(a, room), caches)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return logits(params, last), caches
@@ -162,17 +164,23 @@ def prefill(params: dict, cfg: GPTConfig, prefix: Prefix, capacity: int) -> tupl
 
 @partial(jax.jit, static_argnames="cfg")
 def step(
-    params: dict, cfg: GPTConfig, caches: tuple[LayerCache, ...], codes: Array, slots: Array, positions: Array
+    params: dict,
+    cfg: GPTConfig,
+    caches: tuple[LayerCache, ...],
+    codes: Array,
+    slots: Array,
+    positions: Array,
+    visible: Array,
 ) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Feed one code per row: codes, slots, positions [B] -> (logits of the next code [B, V] float32, caches).
+    """Feed K alternative codes per row, one per beam: -> (logits of the codes after them [B, K, V] float32, caches).
 
-    `slots`: where the row's keys and values go; it sees the slots up to there. `positions`: of the code embedding.
-    While generating, the n-th code (from 0) goes to slot prefix length + n and position n + 2: position 1 is skipped.
+    codes [B, K]; slots [B]: the first of the K slots their keys and values go to (none past the last is written);
+    positions [B] of the code embedding; visible [B, K, S] bool: the slots that each beam sees, its own new one
+    included. While generating, the n-th code (from 0) has position n + 2: position 1 is skipped.
     """
-    x = _embed(params, "code", codes, positions)[:, None]
-    mask = valid(slots + 1, caches[0].k.shape[1])[:, None, None, :]
-    hidden, caches = apply(Decoder(cfg), params["decoder"], x, mask, caches, slots)
-    return logits(params, hidden[:, 0]), caches
+    x = _embed(params, "code", codes, jnp.broadcast_to(positions[:, None], codes.shape))
+    hidden, caches = apply(Decoder(cfg), params["decoder"], x, visible[:, None], caches, slots)
+    return logits(params, hidden), caches
 
 
 @partial(jax.jit, static_argnames="cfg")
