@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from indextts_jax.convert.conditioner import belongs, gpt_file
-from indextts_jax.convert.table import Row, Table, dense, dense_in_out, embedding, layer_norm
+from indextts_jax.convert.table import Row, Table, dense_from_in_out, dense_out_in, embedding, layer_norm
 from indextts_jax.convert.tensors import Tensors
 from indextts_jax.models.gpt import GPTConfig
 
@@ -33,14 +33,14 @@ def table(cfg: GPTConfig) -> Table:
             Row("mel_pos_embedding.emb", "code_position", embedding),
             Row("speed_emb", "speed", embedding),
             Row(f"{layer}.ln_1", f"{block}/attention_norm", layer_norm),
-            Row(f"{layer}.attn.c_attn", f"{block}/qkv", dense_in_out),
-            Row(f"{layer}.attn.c_proj", f"{block}/out", dense_in_out),
+            Row(f"{layer}.attn.c_attn", f"{block}/qkv", dense_from_in_out),
+            Row(f"{layer}.attn.c_proj", f"{block}/out", dense_from_in_out),
             Row(f"{layer}.ln_2", f"{block}/feed_forward_norm", layer_norm),
-            Row(f"{layer}.mlp.c_fc", f"{block}/up", dense_in_out),
-            Row(f"{layer}.mlp.c_proj", f"{block}/down", dense_in_out),
+            Row(f"{layer}.mlp.c_fc", f"{block}/up", dense_from_in_out),
+            Row(f"{layer}.mlp.c_proj", f"{block}/down", dense_from_in_out),
             Row("gpt.ln_f", "decoder/norm", layer_norm),
             Row("final_norm", "decoder/final_norm", layer_norm),
-            Row("mel_head", "head", dense),
+            Row("mel_head", "head", dense_out_in),
         ],
         unused=["text_head.*"],
     )

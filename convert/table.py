@@ -87,9 +87,14 @@ def dense(m: Module) -> Leaves:
     return {"kernel": m["weight"].T, **_bias(m)}
 
 
-def dense_in_out(m: Module) -> Leaves:
-    """GPT-2's Conv1D, which already stores [in, out]."""
-    return {"kernel": m["weight"], **_bias(m)}
+def dense_out_in(m: Module) -> Leaves:
+    """A linear layer [out, in] -> the same, for `layers.Dense`."""
+    return {"weight": m["weight"]} | _bias(m)
+
+
+def dense_from_in_out(m: Module) -> Leaves:
+    """GPT-2's Conv1D [in, out] -> weight [out, in], for `layers.Dense`."""
+    return {"weight": m["weight"].T} | _bias(m)
 
 
 def pointwise(m: Module) -> Leaves:

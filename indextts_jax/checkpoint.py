@@ -29,7 +29,7 @@ from indextts_jax.text import TextFrontEnd
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _CONCURRENT_GB = 1  # Orbax reads ahead by this much; more raises the peak memory and is no faster
 
 

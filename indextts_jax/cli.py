@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from indextts_jax.checkpoint import Model
-    from indextts_jax.pipeline import Audio, Given, Progress, Voice
+    from indextts_jax.pipeline import Audio, Given, Options, Progress, Voice
     from indextts_jax.text import Analysis
 
 log = logging.getLogger("indextts_jax")
@@ -110,34 +110,50 @@ def _parser() -> argparse.ArgumentParser:
         "--flow-noise", type=Path, metavar="FILE", help=".npz with seg0, seg1, ... [1, mels, frames] to start from"
     )
     sub.add_argument("--seed", type=int, default=0, help="of sampling and noise (%(default)s)")
-    sub.add_argument("--beams", type=int, default=3, help="continuations kept while codes are drawn (%(default)s)")
-    sub.add_argument("--no-sample", action="store_true", help="take the best codes at each step instead of sampling")
-    sub.add_argument("--greedy", action="store_true", help="short for --beams 1 --no-sample")
-    sub.add_argument("--temperature", type=float, default=0.8, help="of sampling (%(default)s)")
-    sub.add_argument("--top-k", type=int, default=30, help="sample among the k best codes, 0: all (%(default)s)")
-    sub.add_argument("--top-p", type=float, default=0.8, help="sample among the best of this mass (%(default)s)")
-    sub.add_argument("--repetition-penalty", type=float, default=10.0, help="of codes already drawn (%(default)s)")
-    sub.add_argument(
-        "--length-penalty", type=float, default=0.0, help="beams count by score / length ** this (%(default)s)"
-    )
-    sub.add_argument("--max-codes", type=int, default=1500, help="per segment, 50 a second (%(default)s)")
-    sub.add_argument(
-        "--retries", type=int, default=0, help="draw a segment that meets --max-codes so often again (%(default)s)"
-    )
+    _add_settings(sub)
     sub.add_argument("--batch", type=int, default=8, help="segments spoken side by side (%(default)s)")
-    sub.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
-    sub.add_argument("--cfg-rate", type=float, default=0.7, help="strength of the flow's guidance (%(default)s)")
     sub.add_argument(
         "--segment-tokens", type=int, default=120, metavar="N", help="text pieces per segment (%(default)s)"
     )
-    sub.add_argument("--silence-ms", type=int, default=200, help="between segments (%(default)s)")
+    _add_dtype(sub)
+
+    sub = command("warmup", _warmup, "Compile ahead what speak will need; list the sizes to be ready for.")
+    sub.add_argument("--model", type=Path, required=True, help="converted model")
+    sub.add_argument("--batch", type=_integers, default=[1], help="segments side by side, e.g. 1,8 (1)")
+    sub.add_argument("--pieces", type=_integers, default=[32], help="text pieces of a segment, e.g. 16,32 (32)")
+    sub.add_argument("--codes", type=_integers, default=[256], help="codes of a segment, 50 a second (256)")
+    sub.add_argument("--voice-seconds", type=_integers, default=[6], help="of recordings (6)")
+    _add_settings(sub)
     _add_dtype(sub)
     return parser
 
 
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """What decides how speech is made, apart from text and voice."""
+    parser.add_argument("--beams", type=int, default=3, help="continuations kept while codes are drawn (%(default)s)")
+    parser.add_argument("--no-sample", action="store_true", help="take the best codes at each step instead of sampling")
+    parser.add_argument("--greedy", action="store_true", help="short for --beams 1 --no-sample")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of sampling (%(default)s)")
+    parser.add_argument("--top-k", type=int, default=30, help="sample among the k best codes, 0: all (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=0.8, help="sample among the best of this mass (%(default)s)")
+    parser.add_argument("--repetition-penalty", type=float, default=10.0, help="of codes already drawn (%(default)s)")
+    parser.add_argument(
+        "--length-penalty", type=float, default=0.0, help="beams count by score / length ** this (%(default)s)"
+    )
+    parser.add_argument("--max-codes", type=int, default=1500, help="per segment, 50 a second (%(default)s)")
+    parser.add_argument(
+        "--retries", type=int, default=0, help="draw a segment that meets --max-codes so often again (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
+    parser.add_argument("--cfg-rate", type=float, default=0.7, help="strength of the flow's guidance (%(default)s)")
+    parser.add_argument("--silence-ms", type=int, default=200, help="between segments (%(default)s)")
+
+
 def _add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and computation (%(default)s)"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of weights and computation (float32 on a CPU, bfloat16 on GPU and TPU)",
     )
 
 
@@ -220,27 +236,10 @@ def _speak(options: argparse.Namespace) -> None:
     import jax
 
     from indextts_jax import audio, pipeline
-    from indextts_jax.decoding import Sampling
     from indextts_jax.timing import Stopwatch
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
-    settings = pipeline.Options(
-        Sampling(
-            beams=1 if options.greedy else options.beams,
-            sample=not (options.greedy or options.no_sample),
-            top_k=options.top_k,
-            top_p=options.top_p,
-            temperature=options.temperature,
-            repetition_penalty=options.repetition_penalty,
-            length_penalty=options.length_penalty,
-        ),
-        max_codes=options.max_codes,
-        retries=options.retries,
-        steps=options.steps,
-        guidance=options.cfg_rate,
-        silence_ms=options.silence_ms,
-        batch=options.batch,
-    )
+    settings = _settings(options, options.batch)
     if options.output.suffix.lower() != ".wav":
         raise ValueError(f"--output is {options.output}: a WAV file is written, so let it end in .wav")
     for path in filter(None, (options.output, options.save, options.plot)):
@@ -273,18 +272,65 @@ def _speak(options: argparse.Namespace) -> None:
     )
 
 
+def _warmup(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from indextts_jax import checkpoint, warmup
+    from indextts_jax.timing import Stopwatch
+
+    settings = _settings(options, max(options.batch))
+    uses = warmup.Uses(options.batch, options.pieces, options.codes, options.voice_seconds)
+    cfg, _ = checkpoint.read_description(options.model)
+    dtype = _configure_jax(options.dtype)
+    seconds: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    with Stopwatch() as watch:
+        for program in tqdm(warmup.programs(cfg, settings, uses, dtype), disable=None, leave=False, unit="program"):
+            seconds[program.stage] += program.compile()  # type: ignore[assignment]
+            count[program.stage] += 1
+    for stage in seconds:
+        print(f"{stage:20} {count[stage]:4} programs {seconds[stage]:8.1f} s")
+    print(f"{sum(count.values())} programs in {watch.seconds:.0f} s, of which {watch.fetched} were there already")
+
+
 # ---- their parts ----------------------------------------------------------------------------------------------------
 
 
-def _load(folder: Path, dtype: str) -> "Model":
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _settings(options: argparse.Namespace, batch: int) -> "Options":
+    from indextts_jax import pipeline
+    from indextts_jax.decoding import Sampling
+
+    return pipeline.Options(
+        Sampling(
+            beams=1 if options.greedy else options.beams,
+            sample=not (options.greedy or options.no_sample),
+            top_k=options.top_k,
+            top_p=options.top_p,
+            temperature=options.temperature,
+            repetition_penalty=options.repetition_penalty,
+            length_penalty=options.length_penalty,
+        ),
+        max_codes=options.max_codes,
+        retries=options.retries,
+        steps=options.steps,
+        guidance=options.cfg_rate,
+        silence_ms=options.silence_ms,
+        batch=batch,
+    )
+
+
+def _load(folder: Path, dtype: str | None) -> "Model":
     from indextts_jax import checkpoint
 
-    _configure_jax(dtype)
-    return checkpoint.load(folder, dtype)
+    return checkpoint.load(folder, _configure_jax(dtype))
 
 
-def _configure_jax(dtype: str) -> None:
-    """The persistent compilation cache, and full products in float32."""
+def _configure_jax(dtype: str | None) -> str:
+    """The persistent compilation cache, and full products in float32: -> the dtype to use, the device's by default."""
     import jax
 
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -293,8 +339,10 @@ def _configure_jax(dtype: str) -> None:
         Path(cache).mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
+    return dtype
 
 
 def _model_and_text(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
@@ -307,12 +355,12 @@ def _model_and_text(options: argparse.Namespace, text: str) -> "tuple[Model, Ana
         analysis = checkpoint.load_text(options.model).analyse(text, options.segment_tokens)
         return _load(options.model, options.dtype), analysis
     cfg = config.from_yaml(config.read_yaml(options.random_init))
-    _configure_jax(options.dtype)
+    dtype = _configure_jax(options.dtype)
     log.warning("random weights: the output is noise")
     keys = dict(
         zip(models.COMPONENTS, jax.random.split(jax.random.key(options.seed), len(models.COMPONENTS)), strict=True)
     )
-    params = {name: models.random(name, getattr(cfg, name), key, options.dtype) for name, key in keys.items()}
+    params = {name: models.random(name, getattr(cfg, name), key, dtype) for name, key in keys.items()}
     vocabulary = options.random_init.parent / "bpe.model"
     front = checkpoint.TextFrontEnd.load(vocabulary) if vocabulary.is_file() else None
     analysis = (

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 
 from indextts_jax import buckets
 from indextts_jax.models import gpt
@@ -362,6 +363,9 @@ def generate(
     )  # fmt: skip
     least = longest + K * min(CHUNK, limit)  # slots
     state = empty(cfg, B, K, buckets.bucket(least, buckets.CACHE), embeddings.dtype)
+    if not isinstance(place := jax.tree.leaves(params)[0].sharding, NamedSharding):
+        # As bound to a device as what comes of the weights: another program would be compiled for the first admission.
+        state = jax.device_put(state, place)
     waiting = deque((item, 0) for item in range(N))
     places: dict[int, tuple[int, int]] = {}  # row of the state -> item, attempt
     while waiting or places:

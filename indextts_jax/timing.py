@@ -5,6 +5,7 @@ from types import TracebackType
 
 import jax
 
+_FETCHED = "/jax/compilation_cache/cache_hits"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _running: list["Stopwatch"] = []
 
@@ -19,6 +20,7 @@ class Stopwatch:
     def __enter__(self) -> "Stopwatch":
         self._intervals: list[tuple[float, float]] = []
         self.programs = 0  # compiled, or fetched from the persistent cache
+        self.fetched = 0  # from there
         self._begin, self._end = time.perf_counter(), 0.0
         _running.append(self)
         return self
@@ -48,4 +50,10 @@ def _listen(event: str, duration_secs: float, **_: object) -> None:
             watch.programs += event == _COMPILED
 
 
+def _count(event: str, **_: object) -> None:
+    for watch in _running:
+        watch.fetched += event == _FETCHED
+
+
+jax.monitoring.register_event_listener(_count)
 jax.monitoring.register_event_duration_secs_listener(_listen)  # once: older versions of JAX cannot take it off again

@@ -218,19 +218,19 @@ def test_room_that_is_lacking_is_no_damage(copy, tiny, monkeypatch):
 
 def test_descriptions_that_cannot_be_read(copy):
     path = copy / "model.json"
-    for content in ("", "{", "[]", "{}", "5", '{"format": 1}', '{"format": 1, "config": {}, "source": ""}', "\xff"):
+    for content in ("", "{", "[]", "{}", "5", '{"format": 2}', '{"format": 2, "config": {}, "source": ""}', "\xff"):
         path.write_text(content, encoding="latin-1")
         assert refused(copy).startswith(f"{path}: cannot be read (")
-    rewrite_to = {"format": 1, "source": "x", "config": to_dict(Config())}
+    rewrite_to = {"format": 2, "source": "x", "config": to_dict(Config())}
     rewrite_to["config"]["gpt"]["heads"] = "many"
     path.write_text(json.dumps(rewrite_to))
     assert "Config.gpt.heads: is 'many'" in refused(copy)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "2", None])
 def test_other_versions_are_named(copy, version):
     rewrite(copy, format=version)
-    expected = f"format {version}, but this version reads format 1; convert the model again"
+    expected = f"format {version}, but this version reads format 2; convert the model again"
     assert refused(copy) == f"{copy / 'model.json'}: {expected}"
 
 

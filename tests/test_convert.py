@@ -101,8 +101,8 @@ def test_values_arrive_where_they_belong(tiny, whole):
     """Single tensors, followed by hand from their file to our tree."""
     theirs = {name: tensor.read() for name, tensor in held(tiny, "gpt").items()}
     ours = whole["gpt"][0]
-    np.testing.assert_array_equal(ours["decoder"]["layer_2"]["qkv"]["kernel"], theirs["gpt.h.2.attn.c_attn.weight"])
-    np.testing.assert_array_equal(ours["head"]["kernel"], theirs["mel_head.weight"].T)
+    np.testing.assert_array_equal(ours["decoder"]["layer_2"]["qkv"]["weight"], theirs["gpt.h.2.attn.c_attn.weight"].T)
+    np.testing.assert_array_equal(ours["head"]["weight"], theirs["mel_head.weight"])
     np.testing.assert_array_equal(ours["decoder"]["final_norm"]["bias"], theirs["final_norm.bias"])
 
     theirs = {name: tensor.read() for name, tensor in held(tiny, "w2vbert").items()}
@@ -285,9 +285,9 @@ def test_misshapen_tensors_are_named_with_both_shapes(folder):
     change(folder / "gpt.pth", widen)
     text = refused("gpt", folder)
     assert text.startswith(
-        f"{folder}/gpt.pth: gpt.h.1.mlp.c_fc -> gpt decoder/layer_1/up: kernel has shape (96, 400), "
+        f"{folder}/gpt.pth: gpt.h.1.mlp.c_fc -> gpt decoder/layer_1/up: weight has shape (400, 96), "
     )
-    assert "expected (96, 384)" in text
+    assert "expected (384, 96)" in text
 
     def flatten(state: dict) -> None:
         state["generator"]["conv_pre.weight_v"] = np.zeros((128, 80), np.float32)

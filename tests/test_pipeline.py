@@ -1,5 +1,6 @@
 """The whole system against the reference, from files to samples; given stages; gradients; no recompilation."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -157,7 +158,7 @@ SENTENCES = (
 def stopping(model):
     """The tiny model, which never stops, with a bias that lets it stop."""
     head = model.params["gpt"]["head"]
-    head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(2.5)}
+    head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(5.5)}
     return model._replace(params={**model.params, "gpt": {**model.params["gpt"], "head": head}})
 
 
@@ -166,7 +167,7 @@ def test_a_batch_equals_its_rows_alone(stopping, voice, caplog):
     others run: codes, latents, mel and samples are those of the text alone."""
     rng, model = np.random.default_rng(11), stopping
     for beams, batch in ((1, 3), (3, 2)):
-        options = Options(Sampling(beams=beams), max_codes=24, steps=3, batch=batch)
+        options = Options(Sampling(beams=beams), max_codes=28, steps=3, batch=batch)
         texts, voices, keys = [], [], []
         for i, sentence in enumerate(rng.permutation(SENTENCES)[: 4 + (beams == 1)]):
             texts.append(model.text.analyse(sentence, 12))
@@ -177,7 +178,7 @@ def test_a_batch_equals_its_rows_alone(stopping, voice, caplog):
         together = pipeline.speak(model.params, model.cfg, texts, voices, keys, options)
         found = [segment for speech in together for segment in speech.segments]
         assert len(found) > len(texts)
-        assert len({len(segment.codes) for segment in found}) > 2
+        assert len({len(segment.codes) for segment in found}) > 1
         assert {segment.stopped for segment in found} == {True, False}
         for text, one, key, speech in zip(texts, voices, keys, together, strict=True):
             [alone] = pipeline.speak(model.params, model.cfg, [text], [one], [key], replace(options, batch=1))
@@ -186,7 +187,7 @@ def test_a_batch_equals_its_rows_alone(stopping, voice, caplog):
                 assert (a.start, a.end, a.stopped) == (b.start, b.end, b.stopped)
                 assert relative(a.mel, b.mel) <= TOLERANCE["component"]
             assert relative(speech.samples, alone.samples) <= TOLERANCE["component"]
-    assert "segment 1 of 2 of text" in caplog.text
+    assert re.search(r"segment \d of \d of text \d was cut off after 28 codes:", caplog.text)
 
 
 def test_a_batch_is_grouped_by_length(voice):
@@ -212,7 +213,7 @@ def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, voice, caplog):
         found = pipeline.speak(model.params, model.cfg, [text] * 4, voices, keys, options)
         return [speech.segments[0] for speech in found]
 
-    once, again = stopped(24, 0), stopped(24, 3)
+    once, again = stopped(28, 0), stopped(28, 3)
     assert sum(segment.stopped for segment in once) < sum(segment.stopped for segment in again)
     for a, b in zip(once, again, strict=True):
         if a.stopped:

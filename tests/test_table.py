@@ -55,7 +55,8 @@ def test_dense():
     leaves = made(language.dense, {"weight": weight, "bias": bias})
     np.testing.assert_allclose(x @ leaves["kernel"] + leaves["bias"], x @ weight.T + bias)
     assert set(made(language.dense, {"weight": weight})) == {"kernel"}
-    assert made(language.dense_in_out, {"weight": weight, "bias": draw(3)})["kernel"].shape == (5, 3)
+    assert made(language.dense_out_in, {"weight": weight, "bias": draw(5)})["weight"].shape == (5, 3)
+    assert made(language.dense_from_in_out, {"weight": weight, "bias": draw(3)})["weight"].shape == (3, 5)
 
 
 def test_pointwise():

@@ -30,7 +30,8 @@ def random(component: str, cfg: Any, key: jax.Array, dtype: Any) -> Any:
         elif name in ("bias", "alpha", "beta", "mean"):
             made.append(jnp.zeros(leaf.shape, dtype))
         else:
-            width = math.prod(leaf.shape[:-1]) ** -0.5
+            inputs = leaf.shape[1:] if name == "weight" else leaf.shape[:-1]
+            width = math.prod(inputs) ** -0.5
             made.append((jax.random.normal(jax.random.fold_in(key, i), leaf.shape) * width).astype(dtype))
     return jax.tree.unflatten(tree, made)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import LayerNorm, apply, attend, valid
+from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, valid
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ class Block(nn.Module):
     ) -> tuple[Array, LayerCache]:
         B, T, D = x.shape
         N = self.cfg.heads
-        qkv = nn.Dense(3 * D, name="qkv")(LayerNorm(name="attention_norm")(x))
+        qkv = Dense(3 * D, name="qkv")(LayerNorm(name="attention_norm")(x))
         q, k, v = jnp.split(qkv.reshape(B, T, 3 * N, D // N), 3, axis=2)
         if cache is not None and slots is not None:
             rows, places = jnp.arange(B)[:, None], slots[:, None] + jnp.arange(T)[None]
             k, v = (old.at[rows, places].set(new, mode="drop") for old, new in zip(cache, (k, v), strict=True))
         y = attend(q, k, v, mask).reshape(B, T, D)
-        x = x + nn.Dense(D, name="out")(y)
-        y = nn.Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
-        x = x + nn.Dense(D, name="down")(nn.gelu(y, approximate=True))
+        x = x + Dense(D, name="out")(y)
+        y = Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
+        x = x + Dense(D, name="down")(nn.gelu(y, approximate=True))
         return x, LayerCache(k, v)
 
 
@@ -108,7 +108,7 @@ def init(cfg: GPTConfig, key: Array) -> dict:
         "code_position": table(cfg.code_positions),
         "speed": table(2),
         "decoder": Decoder(cfg).init(next(keys), jnp.zeros((1, 1, cfg.width)), mask)["params"],
-        "head": nn.Dense(cfg.codes).init(next(keys), jnp.zeros((1, cfg.width)))["params"],
+        "head": Dense(cfg.codes).init(next(keys), jnp.zeros((1, cfg.width)))["params"],
     }
 
 
@@ -119,7 +119,7 @@ def _embed(params: dict, part: str, ids: Array, positions: Array) -> Array:
 def logits(params: dict, hidden: Array) -> Array:
     """The scores of the next code, [..., D] -> [..., V] float32."""
     head = params["head"]
-    scores = jnp.einsum("...d,dv->...v", hidden, head["kernel"], preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...d,vd->...v", hidden, head["weight"], preferred_element_type=jnp.float32)
     return scores + head["bias"].astype(jnp.float32).reshape((1,) * (scores.ndim - 1) + (-1,))
 
 

@@ -1,0 +1,111 @@
+"""How long decoding takes, and what batches are worth: python -m debug.bench_decoding [--model OUT] [--dtype bfloat16].
+
+Without a model: ms per step at official size with random weights, for several batch sizes and beams. With one: the
+seconds that sentences of different lengths take one by one, in static batches and in continuous ones; `--stop-bias` is
+added to the stop code's score, so that random weights stop at all. Every time is taken after a run that compiles.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from debug.golden import FIXTURES
+from indextts_jax import audio, checkpoint, decoding, models, pipeline
+from indextts_jax.decoding import Sampling
+from indextts_jax.models.gpt import GPTConfig, Prefix
+from indextts_jax.pipeline import Options
+
+WORDS = "hello world this is a small test of the speech system please read next sentence slowly".split()  # noqa: SIM905
+
+
+def seconds(run: Callable[[], Any], repeat: int) -> float:
+    """The median of several runs after one that compiles."""
+    times = []
+    for _ in range(repeat + 1):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[1:]))
+
+
+def step_seconds(params: Any, cfg: GPTConfig, batch: int, beams: int, steps: int, dtype: Any) -> float:
+    """Seconds per step of `batch` utterances: a long run less a short one, so that the prefixes do not count."""
+    rows = np.random.default_rng(0).normal(size=(batch, 67, cfg.width)) * 0.1  # 30 text ids and 37 positions more
+    prefix = Prefix(jnp.asarray(rows, dtype), jnp.full(batch, 67))
+    keys, few = list(jax.random.split(jax.random.key(0), batch)), decoding.CHUNK + 1
+    run = partial(decoding.generate, params, cfg, prefix, keys, Sampling(beams=beams))
+    return (seconds(lambda: run(few + steps), 3) - seconds(lambda: run(few), 3)) / steps
+
+
+def steps_table(options: argparse.Namespace) -> None:
+    cfg = GPTConfig()
+    params = jax.block_until_ready(models.random("gpt", cfg, jax.random.key(0), options.dtype))
+    print("| ms per step | " + " | ".join(f"batch {batch}" for batch in options.batches) + " |")
+    print("|---" * (1 + len(options.batches)) + "|")
+    for beams in options.beams:
+        row = [step_seconds(params, cfg, b, beams, options.steps, jnp.dtype(options.dtype)) for b in options.batches]
+        print(f"| beams {beams} | " + " | ".join(f"{1e3 * s:.0f}" for s in row) + " |", flush=True)
+
+
+def batches_table(options: argparse.Namespace) -> None:
+    model = checkpoint.load(options.model, options.dtype)
+    head = model.params["gpt"]["head"]
+    bias = head["bias"].at[model.cfg.gpt.stop_code].add(options.stop_bias)
+    params = {**model.params, "gpt": {**model.params["gpt"], "head": {**head, "bias": bias}}}
+    voice = pipeline.listen(params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+    rng, N, B = np.random.default_rng(0), options.sentences, options.rows
+    texts = [model.text.analyse(" ".join(rng.choice(WORDS, rng.integers(3, 16))) + ".") for _ in range(N)]
+    keys = list(jax.random.split(jax.random.key(1), N))
+
+    def speak(beams: int, rows: Sequence[int], batch: int) -> list[pipeline.Audio]:
+        settings = Options(Sampling(beams=beams), options.max_codes, steps=options.flow_steps, batch=batch)
+        part = [texts[i] for i in rows], [voice] * len(rows), [keys[i] for i in rows]
+        return pipeline.speak(params, model.cfg, *part, settings)
+
+    print("| beams | seconds of audio | one by one | static batches | continuous batches |\n|---|---|---|---|---|")
+    for beams in options.beams:
+        made = speak(beams, range(N), B)
+        codes = sorted(len(segment.codes) for speech in made for segment in speech.segments)
+        ways = (
+            lambda: [speak(beams, [i], 1) for i in range(N)],  # noqa: B023 (called at once)
+            lambda: [speak(beams, range(i, min(i + B, N)), B) for i in range(0, N, B)],  # noqa: B023
+            lambda: speak(beams, range(N), B),  # noqa: B023
+        )
+        length = sum(len(speech.samples) / speech.rate for speech in made)
+        print(
+            f"| {beams} | {length:.1f} | " + " | ".join(f"{seconds(way, 1):.1f} s" for way in ways) + " |", flush=True
+        )
+        print(f"{codes[0]} to {codes[-1]} codes, {codes[len(codes) // 2]} in the middle", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def integers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser.add_argument("--model", help="a converted model")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batches", type=integers, default=[1, 8, 32])
+    parser.add_argument("--beams", type=integers, default=[1, 3])
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--sentences", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=8, help="of a batch of sentences")
+    parser.add_argument("--stop-bias", type=float, default=0.0)
+    parser.add_argument("--max-codes", type=int, default=200)
+    parser.add_argument("--flow-steps", type=int, default=25)
+    options = parser.parse_args()
+    if options.dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    print(f"{jax.devices()[0].device_kind}, {options.dtype}, jax {jax.__version__}\n")
+    batches_table(options) if options.model else steps_table(options)
+
+
+if __name__ == "__main__":
+    main()

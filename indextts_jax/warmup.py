@@ -1,0 +1,213 @@
+"""Programs compiled before they are needed: every jitted stage, for the rungs of the ladders that somebody will use.
+
+Nothing is computed and no weights are read: stages are lowered for shapes. What is compiled is kept by JAX's
+persistent compilation cache, where the first utterance finds it.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from indextts_jax import audio, buckets, decoding, models, pipeline
+from indextts_jax.buckets import bucket
+from indextts_jax.config import Config
+from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
+from indextts_jax.models.gpt import Prefix
+from indextts_jax.pipeline import Options
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What will be asked for; each number stands for its rung."""
+
+    batches: Sequence[int] = (1,)  # segments at once
+    texts: Sequence[int] = (32,)  # pieces of a segment
+    codes: Sequence[int] = (256,)  # of a segment, 50 per second of speech
+    seconds: Sequence[int] = (6,)  # of a recording
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            if not values or min(values) < 1:
+                raise ValueError(f"{name} is {list(values)}, but must be numbers of at least 1")
+
+
+class Program(NamedTuple):
+    """One stage for one set of shapes."""
+
+    stage: str
+    shape: str
+    function: Any  # jitted
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def compile(self) -> float:
+        """Compile it, or find it in the cache: -> seconds."""
+        begin = time.perf_counter()
+        self.function.lower(*self.arguments, **self.keywords).compile()
+        return time.perf_counter() - begin
+
+
+def programs(cfg: Config, options: Options, uses: Uses, dtype: Any) -> list[Program]:
+    """Everything that `pipeline.listen` and `pipeline.speak` run for such uses, each program once."""
+    params = {
+        name: _placed(jax.tree.map(lambda leaf: struct(leaf.shape, dtype), models.shapes(name, getattr(cfg, name))))
+        for name in models.COMPONENTS
+    }
+    found: dict[tuple[str, str], Program] = {}
+    for program in (
+        *_listen(cfg, params, uses),
+        *_draw(cfg, params, options, uses),
+        *_render(cfg, params, options, uses),
+    ):
+        found.setdefault((program.stage, program.shape), program)
+    return list(found.values())
+
+
+def struct(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def _placed(shapes: Any) -> Any:
+    """The same, bound to the device: loaded weights are, and so is what comes of them; programs differ by it."""
+    place = SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+
+
+def _result(program: Program) -> Any:
+    """The shapes of what a program gives that reads weights, or what came of them."""
+    return _placed(program.function.eval_shape(*program.arguments, **program.keywords))
+
+
+def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
+    for seconds in sorted({bucket(n, buckets.SECONDS) for n in uses.seconds}):
+
+        def program(stage: str, function: Any, *arguments: Any, at: int = seconds, **keywords: Any) -> Program:
+            return Program(stage, f"{at} s", function, arguments, keywords)
+
+        def integers(n: int) -> Any:
+            return struct((n,), np.int32)
+
+        speech, music = seconds * audio.SPEECH_RATE, seconds * cfg.mel.rate
+        yield (features := program("w2v-BERT features", pipeline._w2vbert_features, struct((2, speech)), integers(2)))
+        heard, _, seen = features.function.eval_shape(*features.arguments)
+        yield (encode := program("w2v-BERT", w2vbert.encode, params["w2vbert"], cfg.w2vbert, heard, seen, integers(2)))
+        semantic = _result(encode)
+        own = _placed(struct((1, *semantic.shape[1:]), semantic.dtype))
+        yield (features := program("CAMPPlus features", pipeline._campplus_features, struct((1, speech)), integers(1)))
+        yield program(
+            "CAMPPlus",
+            campplus.embed,
+            params["campplus"],
+            cfg.campplus,
+            *features.function.eval_shape(*features.arguments),
+        )
+        yield (mel := program("mel", pipeline._mel, struct((1, music)), integers(1), cfg.mel))
+        yield (quantize := program("RepCodec", repcodec.quantize, params["repcodec"], cfg.repcodec, own, integers(1)))
+        yield program(
+            "prompt content", s2mel.regulate, params["s2mel"], cfg.s2mel, _result(quantize).embeddings, integers(1),
+            frames=mel.function.eval_shape(*mel.arguments)[0].shape[1], target_lengths=integers(1),
+        )  # fmt: skip
+        hear = params["conditioner"], cfg.conditioner
+        yield program("speaker latents", conditioner.speaker_latents, *hear, own, integers(1))
+        yield program("emotion vector", conditioner.emotion_vector, *hear, semantic, integers(2))
+
+
+def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
+    latents = struct((rows, cfg.conditioner.speaker.latents, cfg.gpt.width))
+    texts = struct((rows, text), np.int32), struct((rows,), np.int32)
+    arguments = params["gpt"], cfg.gpt, latents, struct((rows, cfg.gpt.width)), *texts
+    return Program("prefix", f"{rows} rows, {text} pieces", gpt.prefix, arguments, {})
+
+
+def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
+    sampling, beams, limit = (
+        options.sampling,
+        options.sampling.beams,
+        np.int32(min(options.max_codes, cfg.gpt.most_codes)),
+    )
+    dtype = jax.tree.leaves(params["gpt"])[0].dtype
+    ahead = cfg.conditioner.speaker.latents + 5  # slots before and after a text
+    width = jax.random.key_data(jax.random.key(0)).size
+    for batch in sorted({bucket(n, buckets.BATCH) for n in uses.batches}):
+        longest = max(uses.texts)
+        least, most = (bucket(longest + ahead + beams * n, buckets.CACHE) for n in (decoding.CHUNK, max(uses.codes)))
+        capacities = sorted({bucket(n, buckets.CACHE) for n in range(least, most + 1)})
+        rungs = sorted({bucket(n + ahead, buckets.PREFIX) for n in uses.texts})
+        for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
+            yield _prefix(cfg, params, batch, text)
+        for capacity in capacities:
+            shape = f"{batch} rows, {beams} beams, {capacity} slots"
+            arguments = cfg.gpt, batch, beams, capacity, dtype
+            yield (empty := Program("empty cache", shape, decoding.empty, arguments, {}))
+            state = _result(empty)
+            arguments = params["gpt"], cfg.gpt, state, sampling, limit, struct((), bool)
+            yield Program("decoding", shape, decoding.advance, arguments, {})
+            for larger in capacities:
+                if larger >= capacity:
+                    yield Program("packing", f"{shape} to {larger}", decoding.pack, (state, larger), {})
+            for rows in (n for n in buckets.BATCH if n <= batch):
+                for P in rungs:
+                    lengths, begun = struct((rows,), np.int32), struct((rows, min(P, capacity), cfg.gpt.width), dtype)
+                    arguments = params["gpt"], cfg.gpt, Prefix(begun, lengths)  # type: ignore[arg-type]
+                    yield (prefill := Program("prefill", f"{rows} rows, {P} positions", gpt.prefill, arguments, {}))
+                    logits, caches = _result(prefill)
+                    keys = struct((rows, width), np.uint32)
+                    arguments = cfg.gpt, state, lengths, logits, caches, lengths, keys, sampling, limit
+                    yield Program("admission", f"{rows} with {P} positions to {shape}", decoding.admit, arguments, {})
+
+
+def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
+    own, hop = cfg.s2mel, cfg.mel.rate / cfg.mel.hop
+    for batch in (n for n in buckets.BATCH if n <= max(bucket(n, buckets.BATCH) for n in uses.batches)):
+        integers = struct((batch,), np.int32)
+        for room in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
+            frames = pipeline.target_frames(room)
+            shape = f"{batch} rows, {room} codes"
+            codes = struct((batch, room), np.int32)
+            for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
+                yield (prefix := _prefix(cfg, params, batch, text))
+                arguments = params["gpt"], cfg.gpt, _result(prefix), codes
+                yield (latents := Program("second pass", f"{shape}, {text} pieces", gpt.latents, arguments, {}))
+            arguments = params["repcodec"], cfg.repcodec, codes
+            yield (embed := Program("code embeddings", shape, repcodec.embed, arguments, {}))
+            arguments = params["s2mel"], own, _result(embed), _result(latents), integers
+            keywords = {"frames": frames, "target_lengths": integers}
+            yield (content := Program("content", shape, s2mel.content, arguments, keywords))
+            mel = _placed(struct((batch, frames, own.mels)))
+            arguments = params["bigvgan"], cfg.bigvgan, mel, integers
+            yield Program("BigVGAN", shape, bigvgan.vocode, arguments, {})
+            for seconds in uses.seconds:
+                prompt = round(seconds * hop)
+                ladder = (0, *buckets.CODES)
+                fewest = max([n for n in ladder if n < room], default=0) + 1
+                ends = (prompt + pipeline.target_frames(n) for n in (fewest, room))
+                for T in sorted({bucket(n, buckets.FRAMES) for n in range(*ends)}):
+                    yield from _flow(cfg, params, options, batch, bucket(prompt, buckets.PROMPT), _result(content), T)
+
+
+def _flow(
+    cfg: Config, params: Any, options: Options, batch: int, prompt: int, content: Any, T: int
+) -> Iterator[Program]:
+    own, dtype, lengths = cfg.s2mel, content.dtype, struct((batch,), np.int32)
+    frames = content.shape[1]
+    keys = jax.ShapeDtypeStruct((batch,), jax.random.key(0).dtype)
+    yield Program("noise", f"{batch} rows, {frames} frames", pipeline._noise, (keys, frames, own.mels), {})
+    for kind, width, of in (("noise", own.mels, np.float32), ("mel", own.mels, dtype), ("content", own.content, dtype)):
+        second = struct((batch, frames, width), of)
+        parts = struct((batch, prompt, width), of), lengths, _placed(second) if kind == "content" else second, T
+        yield Program("packing of prompts", f"{kind} {list(parts[0].shape)} {frames} {T}", s2mel.pack, parts, {})
+    state, mel, both = (
+        struct((batch, T, a), of) for a, of in ((own.mels, np.float32), (own.mels, dtype), (own.content, dtype))
+    )
+    arguments = (
+        params["s2mel"], own, state, mel, both,
+        struct((batch, own.style), dtype), lengths, lengths, options.steps, options.guidance, False,
+    )  # fmt: skip
+    yield (solve := Program("flow", f"{batch} rows, {T} frames", s2mel.solve, arguments, {}))
+    yield Program("unpacking", f"{batch} rows, {T} to {frames}", s2mel.unpack, (_result(solve), lengths, frames), {})
