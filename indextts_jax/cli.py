@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=_integers, default=[1], help="segments side by side, e.g. 1,8 (1)")
     sub.add_argument("--pieces", type=_integers, default=[32], help="text pieces of a segment, e.g. 16,32 (32)")
     sub.add_argument("--codes", type=_integers, default=[256], help="codes of a segment, 50 a second (256)")
-    sub.add_argument("--voice-seconds", type=_integers, default=[6], help="of recordings (6)")
+    sub.add_argument("--voice-seconds", type=_numbers, default=[6.0], help="of recordings, e.g. 4.6 (6)")
     _add_settings(sub)
     _add_dtype(sub)
     return parser
@@ -298,6 +298,10 @@ def _warmup(options: argparse.Namespace) -> None:
 
 def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def _settings(options: argparse.Namespace, batch: int) -> "Options":

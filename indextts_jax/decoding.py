@@ -91,7 +91,7 @@ class Hypotheses(NamedTuple):
 class State(NamedTuple):
     """Everything that one step hands to the next."""
 
-    caches: tuple[LayerCache, ...]  # of [B, S, heads, head width]
+    caches: tuple[LayerCache, ...]  # of [B, heads, head width, S]
     visible: Array  # [B, K, S] bool, the slots that a beam sees
     filled: Array  # [B] int32, slots in use
     counts: Array  # [B] int32, steps taken
@@ -242,7 +242,7 @@ def empty(cfg: GPTConfig, rows: int, beams: int, capacity: int, dtype: jnp.dtype
     """A state of `rows` free places."""
     B, K, S, C = rows, beams, capacity, cfg.most_codes
     caches = tuple(
-        LayerCache(*(jnp.zeros((B, S, cfg.heads, cfg.width // cfg.heads), dtype) for _ in range(2)))
+        LayerCache(*(jnp.zeros((B, cfg.heads, cfg.width // cfg.heads, S), dtype) for _ in range(2)))
         for _ in range(cfg.layers)
     )
     counts, whole, part = jnp.zeros(B, jnp.int32), jnp.zeros((B, C, K), jnp.int32), jnp.zeros((B, K), jnp.float32)
@@ -264,7 +264,7 @@ def admit(
     lengths [A] of the prefixes, logits [A, V] and caches of P slots from `gpt.prefill`, rows [A]: the places; one past
     the last is no place, its row is padding. keys [A, key width] as data.
     """
-    A, P = caches[0].k.shape[:2]
+    A, P = logits.shape[0], caches[0].k.shape[3]
     K, S = state.visible.shape[1:]
     new = empty(cfg, A, K, S, caches[0].k.dtype)
     # The reference counts its prompt as generated: ones and the start code stand for it, and are penalised.
@@ -277,7 +277,7 @@ def admit(
     V = logits.shape[-1]
     new = _decide(new, jnp.broadcast_to(logits[:, None], (A, K, V)), sampling, cfg, limit)
     places = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state._replace(caches=()), new)
-    filled = jax.tree.map(lambda old, new: old.at[rows, :P].set(new, mode="drop"), state.caches, caches)
+    filled = jax.tree.map(lambda old, new: old.at[rows, :, :, :P].set(new, mode="drop"), state.caches, caches)
     return places._replace(caches=filled)
 
 
@@ -321,7 +321,7 @@ def pack(state: State, capacity: int) -> State:
         array = jax.lax.slice_in_dim(jnp.take_along_axis(array, order, axis=axis), 0, min(capacity, S), axis=axis)
         return jnp.pad(array, [(0, room if i == axis else 0) for i in range(array.ndim)])
 
-    caches = jax.tree.map(lambda a: moved(a, order[:, :, None, None], 1), state.caches)
+    caches = jax.tree.map(lambda a: moved(a, order[:, None, None, :], 3), state.caches)
     return state._replace(
         caches=caches, visible=moved(state.visible, order[:, None, :], 2), filled=live.sum(axis=1, dtype=jnp.int32)
     )
@@ -342,20 +342,20 @@ def generate(
 ) -> Codes:
     """Draw codes for every row of a prefix until it stops or has `max_codes`, the stop code counted.
 
-    prefix: of N rows; keys: [N] typed PRNG keys, one per row; a row's codes depend on its own key alone. `batch` are
-    decoded at once (default: all), and when one has finished the next takes its place. `max_codes` is cut to the
-    positions that the model has. A row that this limit cuts is drawn again up to `retries` times, each time with
+    prefix: of N rows (more are ignored); keys: N typed PRNG keys; a row's codes depend on its own key alone. `batch`
+    rows are decoded at once (default: all), and when one has finished the next takes its place. `max_codes` is cut to
+    the positions that the model has. A row that this limit cuts is drawn again up to `retries` times, each time with
     another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
     """
     if max_codes < 1:
         raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
-    N = prefix.embeddings.shape[0]
+    N = len(keys)
     K, B = sampling.beams, buckets.bucket(min(batch or N, N), buckets.BATCH)
     most = (cfg.codes - 2) // 2
     if most < K:
         raise ValueError(f"beams is {K}, but a model of {cfg.codes} codes takes at most {most}")
     limit = min(max_codes, cfg.most_codes)
-    most_codes, longest = np.int32(limit), int(np.max(prefix.lengths))
+    most_codes, longest = np.int32(limit), int(np.max(prefix.lengths[:N]))
     embeddings, lengths = map(np.asarray, prefix)
     result = Codes(
         np.full((N, cfg.most_codes), cfg.stop_code, np.int32), np.zeros(N, np.int32), np.zeros(N, bool),

@@ -287,21 +287,15 @@ def _draw(params: Params, cfg: Config, items: Sequence[_Item], options: Options)
     """Draw the codes of all items, `options.batch` at a time."""
     if not items:
         return
+    text_batch(cfg, [item.ids for item in items])  # the second pass must fit as well
+    rows = [*items, *[items[0]] * (bucket(len(items), buckets.BATCH) - len(items))]
     # While drawing, the reference leaves out the ids of start and stop inside a text; in the second pass it does not.
-    spoken = [[i for i in item.ids if i not in (cfg.gpt.start_text, cfg.gpt.stop_text)] for item in items]
-    for item in items:
-        text_batch(cfg, [item.ids])  # the second pass must fit as well
-    texts, lengths = text_batch(cfg, spoken)
-    more = bucket(len(items), buckets.BATCH) - len(items)  # so many rows of padding
-    latents, emotion, texts, lengths = (
-        np.concatenate([a, np.repeat(a[:1], more, 0)])
-        for a in (
-            np.stack([item.voice.latents for item in items]), np.stack([item.voice.emotion for item in items]),
-            texts, lengths,
-        )
-    )  # fmt: skip
+    silent = (cfg.gpt.start_text, cfg.gpt.stop_text)
+    texts, lengths = text_batch(cfg, [[i for i in item.ids if i not in silent] for item in rows])
+    latents, emotion = (
+        jnp.asarray(np.stack([getattr(item.voice, name) for item in rows])) for name in ("latents", "emotion")
+    )
     prefix = gpt.prefix(params["gpt"], cfg.gpt, latents, emotion, texts, lengths)
-    prefix = gpt.Prefix(prefix.embeddings[: len(items)], prefix.lengths[: len(items)])
     keys = [item.keys[0] for item in items]
     codes = decoding.generate(
         params["gpt"], cfg.gpt, prefix, keys, options.sampling, options.max_codes, options.batch, options.retries

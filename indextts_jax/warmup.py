@@ -4,6 +4,7 @@ Nothing is computed and no weights are read: stages are lowered for shapes. What
 persistent compilation cache, where the first utterance finds it.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,12 +30,12 @@ class Uses:
     batches: Sequence[int] = (1,)  # segments at once
     texts: Sequence[int] = (32,)  # pieces of a segment
     codes: Sequence[int] = (256,)  # of a segment, 50 per second of speech
-    seconds: Sequence[int] = (6,)  # of a recording
+    seconds: Sequence[float] = (6.0,)  # of a recording
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
             if not values or min(values) < 1:
-                raise ValueError(f"{name} is {list(values)}, but must be numbers of at least 1")
+                raise ValueError(f"{name} is {list(values)}, but must be numbers, each at least 1")
 
 
 class Program(NamedTuple):
@@ -85,7 +86,7 @@ def _result(program: Program) -> Any:
 
 
 def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
-    for seconds in sorted({bucket(n, buckets.SECONDS) for n in uses.seconds}):
+    for seconds in sorted({bucket(math.ceil(n), buckets.SECONDS) for n in uses.seconds}):
 
         def program(stage: str, function: Any, *arguments: Any, at: int = seconds, **keywords: Any) -> Program:
             return Program(stage, f"{at} s", function, arguments, keywords)
@@ -163,7 +164,7 @@ def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Pr
 
 
 def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
-    own, hop = cfg.s2mel, cfg.mel.rate / cfg.mel.hop
+    own = cfg.s2mel
     for batch in (n for n in buckets.BATCH if n <= max(bucket(n, buckets.BATCH) for n in uses.batches)):
         integers = struct((batch,), np.int32)
         for room in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
@@ -179,14 +180,13 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[
             arguments = params["s2mel"], own, _result(embed), _result(latents), integers
             keywords = {"frames": frames, "target_lengths": integers}
             yield (content := Program("content", shape, s2mel.content, arguments, keywords))
-            mel = _placed(struct((batch, frames, own.mels)))
+            mel = struct((batch, frames, own.mels))
             arguments = params["bigvgan"], cfg.bigvgan, mel, integers
             yield Program("BigVGAN", shape, bigvgan.vocode, arguments, {})
             for seconds in uses.seconds:
-                prompt = round(seconds * hop)
-                ladder = (0, *buckets.CODES)
-                fewest = max([n for n in ladder if n < room], default=0) + 1
-                ends = (prompt + pipeline.target_frames(n) for n in (fewest, room))
+                prompt = math.ceil(seconds * cfg.mel.rate / cfg.mel.hop)
+                fewest = max((n for n in buckets.CODES if n < room), default=0) + 1
+                ends = prompt - 1 + pipeline.target_frames(fewest), prompt + 1 + pipeline.target_frames(room)
                 for T in sorted({bucket(n, buckets.FRAMES) for n in range(*ends)}):
                     yield from _flow(cfg, params, options, batch, bucket(prompt, buckets.PROMPT), _result(content), T)
 
@@ -198,15 +198,15 @@ def _flow(
     frames = content.shape[1]
     keys = jax.ShapeDtypeStruct((batch,), jax.random.key(0).dtype)
     yield Program("noise", f"{batch} rows, {frames} frames", pipeline._noise, (keys, frames, own.mels), {})
-    for kind, width, of in (("noise", own.mels, np.float32), ("mel", own.mels, dtype), ("content", own.content, dtype)):
-        second = struct((batch, frames, width), of)
-        parts = struct((batch, prompt, width), of), lengths, _placed(second) if kind == "content" else second, T
-        yield Program("packing of prompts", f"{kind} {list(parts[0].shape)} {frames} {T}", s2mel.pack, parts, {})
-    state, mel, both = (
-        struct((batch, T, a), of) for a, of in ((own.mels, np.float32), (own.mels, dtype), (own.content, dtype))
-    )
+    # The state, the prompt and the content, of which only the last comes of weights.
+    packed = []
+    for width, of, place in ((own.mels, np.float32, False), (own.mels, dtype, False), (own.content, dtype, True)):
+        first, second, both = (struct((batch, n, width), of) for n in (prompt, frames, T))
+        parts = first, lengths, _placed(second) if place else second, T
+        yield Program("packing of prompts", f"{first} {second} {T}", s2mel.pack, parts, {})
+        packed.append(_placed(both) if place else both)
     arguments = (
-        params["s2mel"], own, state, mel, both,
+        params["s2mel"], own, *packed,
         struct((batch, own.style), dtype), lengths, lengths, options.steps, options.guidance, False,
     )  # fmt: skip
     yield (solve := Program("flow", f"{batch} rows, {T} frames", s2mel.solve, arguments, {}))

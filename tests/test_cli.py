@@ -74,6 +74,18 @@ def test_greedy_speech_equals_reference(converted, tmp_path, capsys):
     assert line.count("\n") == 1
 
 
+def test_beams_equal_reference(converted, tmp_path):
+    """Three beams without sampling; the reference's own default samples, so its codes cannot be compared."""
+    out, saved = tmp_path / "out.wav", tmp_path / "out.npz"
+    arguments = ["--no-sample", "--max-codes", 40, "--steps", 1, "--save", saved]
+    assert speak(converted, out, *arguments) == 0
+    with np.load(saved) as ours:
+        assert ours["seg0.codes"].tolist() == golden("en_beam3")["seg0.gpt.codes"][0].tolist()
+    assert speak(converted, out, *arguments, "--beams", 1) == 0
+    with np.load(saved) as ours:
+        assert ours["seg0.codes"].tolist() == golden("en_greedy")["seg0.gpt.codes"][0].tolist()
+
+
 def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
     """The golden was made with mel_head.bias[129] at 4.5; it is -20 in the checkpoint."""
     model = tmp_path / "model"

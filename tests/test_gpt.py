@@ -12,7 +12,7 @@ from tests.small import GPT, normal, parameters
 
 def one_beam(params, cfg, caches, codes, slots, positions):
     """One code per row, which sees everything before it: -> (logits [B, V], caches)."""
-    visible = np.arange(caches[0].k.shape[1])[None, None] <= slots[:, None, None]
+    visible = np.arange(caches[0].k.shape[3])[None, None] <= slots[:, None, None]
     scores, caches = gpt.step(params, cfg, caches, codes[:, None], slots, positions, visible)
     return scores[:, 0], caches
 

@@ -45,8 +45,10 @@ class GPTConfig:
 
 
 class LayerCache(NamedTuple):
-    k: Array  # [B, S, N, H]
-    v: Array  # [B, S, N, H]
+    """Keys and values, the slots last: a CPU multiplies few queries with them in a third of the time so."""
+
+    k: Array  # [B, N, H, S]
+    v: Array  # [B, N, H, S]
 
 
 class Prefix(NamedTuple):
@@ -55,7 +57,7 @@ class Prefix(NamedTuple):
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> the same and its keys and values, which go to the T slots of the cache from `slots` [B] on."""
+    """x [B, T, D] -> the same and its keys and values; with a cache, they go to its T slots from `slots` [B] on."""
 
     cfg: GPTConfig
 
@@ -67,14 +69,26 @@ class Block(nn.Module):
         N = self.cfg.heads
         qkv = Dense(3 * D, name="qkv")(LayerNorm(name="attention_norm")(x))
         q, k, v = jnp.split(qkv.reshape(B, T, 3 * N, D // N), 3, axis=2)
-        if cache is not None and slots is not None:
+        if cache is None or slots is None:
+            y = attend(q, k, v, mask)
+            cache = LayerCache(*(jnp.transpose(a, (0, 2, 3, 1)) for a in (k, v)))
+        else:
             rows, places = jnp.arange(B)[:, None], slots[:, None] + jnp.arange(T)[None]
-            k, v = (old.at[rows, places].set(new, mode="drop") for old, new in zip(cache, (k, v), strict=True))
-        y = attend(q, k, v, mask).reshape(B, T, D)
+            pairs = zip(cache, (k, v), strict=True)
+            cache = LayerCache(*(old.at[rows, :, :, places].set(new, mode="drop") for old, new in pairs))
+            y = _attend(q, cache, mask)
+        y = y.reshape(B, T, D)
         x = x + Dense(D, name="out")(y)
         y = Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
         x = x + Dense(D, name="down")(nn.gelu(y, approximate=True))
-        return x, LayerCache(k, v)
+        return x, cache
+
+
+def _attend(q: Array, cache: LayerCache, mask: Array) -> Array:
+    """`layers.attend` on a cache: q [B, T, N, H], mask bool against [B, N, T, S] -> [B, T, N, H]."""
+    scores = jnp.einsum("btnh,bnhs->bnts", q, cache.k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bnts,bnhs->btnh", jax.nn.softmax(scores, axis=-1).astype(q.dtype), cache.v)
 
 
 class Decoder(nn.Module):
@@ -156,7 +170,7 @@ def prefill(
     x, lengths = prefix
     P = x.shape[1]
     hidden, caches = apply(Decoder(cfg), params["decoder"], x, _causal(P)[None, None])
-    room = ((0, 0), (0, (capacity or P) - P), (0, 0), (0, 0))
+    room = ((0, 0), (0, 0), (0, 0), (0, (capacity or P) - P))
     caches = jax.tree.map(lambda a: jnp.pad(a, room), caches)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return logits(params, last), caches

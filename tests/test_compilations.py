@@ -1,0 +1,55 @@
+"""Fifty different sentences need no more programs than the ladders have rungs."""
+
+import jax
+import numpy as np
+
+from debug.golden import FIXTURES
+from indextts_jax import audio, buckets, checkpoint, decoding, pipeline
+from indextts_jax.decoding import Sampling
+from indextts_jax.models import bigvgan, gpt, s2mel
+from indextts_jax.pipeline import Options
+from indextts_jax.timing import Stopwatch
+
+WORDS = "hello world this is a small test of the speech system please read the next sentence slowly".split()  # noqa: SIM905
+
+
+def rungs(low: int, high: int, ladder: tuple[int, ...]) -> int:
+    """How many rungs hold lengths from `low` to `high`."""
+    return len({buckets.bucket(n, ladder) for n in range(low, high + 1)})
+
+
+def test_fifty_sentences(converted):
+    """Sentences of 3 to 30 words in voices of 2 to 4 seconds, each of its own length in codes."""
+    model = checkpoint.load(converted)
+    head = model.params["gpt"]["head"]
+    head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(5.5)}  # the tiny model never stops by itself
+    params = {**model.params, "gpt": {**model.params["gpt"], "head": head}}
+    voice = pipeline.listen(params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+    rng, frames, most = np.random.default_rng(0), (170, 392), 60
+    stages = (gpt.prefix, gpt.prefill, decoding.admit, decoding.advance, gpt.latents, s2mel.solve, bigvgan.vocode)
+    before = [stage._cache_size() for stage in stages]
+    options = Options(Sampling(beams=1), max_codes=most, steps=1)
+    codes, texts = [], []
+    with Stopwatch() as watch:
+        for i in range(50):
+            text = model.text.analyse(" ".join(rng.choice(WORDS, rng.integers(3, 31))) + ".")
+            n = int(rng.integers(*frames))
+            short = voice._replace(mel=voice.mel[:n], content=voice.content[:n])
+            [speech] = pipeline.speak(params, model.cfg, [text], [short], [jax.random.key(i)], options)
+            [segment] = speech.segments
+            codes.append(len(segment.codes))
+            texts.append(len(text.ids))
+    grown = {stage.__name__: stage._cache_size() - n for stage, n in zip(stages, before, strict=True)}
+    assert len(set(codes)) > 10
+    assert len(set(texts)) > 20
+    text = rungs(min(texts), max(texts), buckets.TEXT)
+    begin = rungs(min(texts) + 37, max(texts) + 37, buckets.PREFIX)
+    drawn = rungs(min(codes), max(codes), buckets.CODES)
+    cache = rungs(min(texts) + 37 + 16, max(texts) + 37 + most + 64, buckets.CACHE)
+    packed = rungs(frames[0] + int(1.72 * min(codes)), frames[1] + int(1.72 * max(codes)), buckets.FRAMES)
+    bound = {
+        "prefix": text, "prefill": begin, "admit": begin * cache, "advance": cache, "latents": text * drawn,
+        "solve": packed, "vocode": drawn,
+    }  # fmt: skip
+    assert all(1 <= grown[stage] <= bound[stage] for stage in bound), (grown, bound)
+    assert watch.programs <= 4 * sum(bound.values())  # with the small operations between the stages
