@@ -2,7 +2,7 @@
 
 Without a model: ms per step at official size with random weights, for several batch sizes and beams. With one: the
 seconds that sentences of different lengths take one by one, in static batches and in continuous ones; `--stop-bias` is
-added to the stop code's score, so that random weights stop at all. Every time is taken after a run that compiles.
+added to the stop code's score, so that random weights stop at all. No time contains compilation.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from indextts_jax import audio, checkpoint, decoding, models, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.models.gpt import GPTConfig, Prefix
 from indextts_jax.pipeline import Options
+from indextts_jax.timing import Stopwatch
 
 WORDS = "hello world this is a small test of the speech system please read next sentence slowly".split()  # noqa: SIM905
 
@@ -70,17 +71,14 @@ def batches_table(options: argparse.Namespace) -> None:
 
     print("| beams | seconds of audio | one by one | static batches | continuous batches |\n|---|---|---|---|---|")
     for beams in options.beams:
-        made = speak(beams, range(N), B)
-        codes = sorted(len(segment.codes) for speech in made for segment in speech.segments)
-        ways = (
-            lambda: [speak(beams, [i], 1) for i in range(N)],  # noqa: B023 (called at once)
-            lambda: [speak(beams, range(i, min(i + B, N)), B) for i in range(0, N, B)],  # noqa: B023
-            lambda: speak(beams, range(N), B),  # noqa: B023
-        )
+        times, made = [], []
+        for size, batch in ((1, 1), (B, B), (N, B)):
+            with Stopwatch() as watch:
+                made = [speech for i in range(0, N, size) for speech in speak(beams, range(i, min(i + size, N)), batch)]
+            times.append(watch.seconds - watch.compiling)
         length = sum(len(speech.samples) / speech.rate for speech in made)
-        print(
-            f"| {beams} | {length:.1f} | " + " | ".join(f"{seconds(way, 1):.1f} s" for way in ways) + " |", flush=True
-        )
+        print(f"| {beams} | {length:.1f} | " + " | ".join(f"{time:.1f} s" for time in times) + " |", flush=True)
+        codes = sorted(len(segment.codes) for speech in made for segment in speech.segments)
         print(f"{codes[0]} to {codes[-1]} codes, {codes[len(codes) // 2]} in the middle", flush=True)
 
 

@@ -119,10 +119,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("warmup", _warmup, "Compile ahead what speak will need; list the sizes to be ready for.")
     sub.add_argument("--model", type=Path, required=True, help="converted model")
-    sub.add_argument("--batch", type=_integers, default=[1], help="segments side by side, e.g. 1,8 (1)")
-    sub.add_argument("--pieces", type=_integers, default=[32], help="text pieces of a segment, e.g. 16,32 (32)")
-    sub.add_argument("--codes", type=_integers, default=[256], help="codes of a segment, 50 a second (256)")
-    sub.add_argument("--voice-seconds", type=_numbers, default=[6.0], help="of recordings, e.g. 4.6 (6)")
+    sub.add_argument("--batch", type=integers, default=[1], help="segments side by side, e.g. 1,8 (1)")
+    sub.add_argument("--pieces", type=integers, default=[32], help="text pieces of a segment, e.g. 16,32 (32)")
+    sub.add_argument("--codes", type=integers, default=[256], help="codes of a segment, 50 a second (256)")
+    sub.add_argument("--voice-seconds", type=numbers, default=[6.0], help="of recordings, e.g. 4.6 (6)")
     _add_settings(sub)
     _add_dtype(sub)
     return parser
@@ -296,11 +296,11 @@ def _warmup(options: argparse.Namespace) -> None:
 # ---- their parts ----------------------------------------------------------------------------------------------------
 
 
-def _integers(text: str) -> list[int]:
+def integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _numbers(text: str) -> list[float]:
+def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
