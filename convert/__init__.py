@@ -14,8 +14,10 @@ from typing import Any
 
 from indextts_jax import checkpoint, models
 from indextts_jax.config import Config, entry, from_yaml, read_yaml
+from indextts_jax.convert import qwen3
 from indextts_jax.convert.table import Report, files, fill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
+from indextts_jax.models.qwen3 import Qwen3Config
 
 __all__ = ["CheckpointError", "Report", "convert", "read", "read_config"]
 
@@ -27,9 +29,14 @@ def _converter(component: str) -> Any:
 def read_config(folder: Path) -> Config:
     """The configuration of a model folder: config.yaml, completed from the tensors' shapes."""
     settings = read_yaml(folder / "config.yaml")
-    return dataclasses.replace(
-        from_yaml(settings), **{name: _open(name, folder, settings)[0] for name in models.COMPONENTS}
-    )
+    found = {name: _open(name, folder, settings)[0] for name in components(folder, settings)}
+    return dataclasses.replace(from_yaml(settings), **found)
+
+
+def components(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
+    """What a model folder holds: all components, and Qwen3 if its folder is there."""
+    has_qwen = "qwen_emo_path" in settings and (folder / qwen3.place(settings)).is_dir()
+    return models.COMPONENTS + (models.OPTIONAL if has_qwen else ())
 
 
 def _open(component: str, folder: Path, settings: dict) -> tuple[Any, Tensors]:
@@ -38,7 +45,8 @@ def _open(component: str, folder: Path, settings: dict) -> tuple[Any, Tensors]:
     tensors = converter.tensors(folder, settings)
     where = files(tensors) or folder
     try:
-        cfg = converter.config(getattr(from_yaml(settings), component), tensors, extra(component, folder))
+        base = getattr(from_yaml(settings), component) or Qwen3Config()  # of which config.yaml says nothing
+        cfg = converter.config(base, tensors, extra(component, folder, settings))
     except CheckpointError:
         raise
     except KeyError as error:
@@ -48,21 +56,24 @@ def _open(component: str, folder: Path, settings: dict) -> tuple[Any, Tensors]:
     return cfg, tensors
 
 
-def extra(component: str, folder: Path) -> dict[str, Any]:
-    """The component's own config.json in a model folder; empty for those that have none."""
-    places = {"w2vbert": "hf_cache/w2v-bert-2.0/config.json", "bigvgan": "hf_cache/bigvgan/config.json"}
-    if component not in places:
-        return {}
-    path = folder / places[component]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it belongs to the {component} component")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: holds no entries; download it again")
-    return settings
+def extra(component: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The component's own JSON files in a model folder, the later over the earlier; empty for those that have none."""
+    places = {"w2vbert": ["hf_cache/w2v-bert-2.0/config.json"], "bigvgan": ["hf_cache/bigvgan/config.json"]}
+    if component == "qwen3":
+        places["qwen3"] = [f"{qwen3.place(settings)}/{name}" for name in ("config.json", "generation_config.json")]
+    found: dict[str, Any] = {}
+    for place in places.get(component, []):
+        path = folder / place
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; it belongs to the {component} component")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not a JSON file: {error}") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: holds no entries; download it again")
+        found |= content
+    return found
 
 
 def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Report]:
@@ -97,7 +108,12 @@ def convert(
         shutil.copyfile(vocabulary, partial / "bpe.model")
         if (folder / "glossary.yaml").is_file():
             shutil.copyfile(folder / "glossary.yaml", partial / "glossary.yaml")
-        for component in models.COMPONENTS:
+        if cfg.qwen3 is not None:
+            tokenizer = folder / qwen3.place(settings) / "tokenizer.json"
+            if not tokenizer.is_file():
+                raise FileNotFoundError(f"{tokenizer}: no such file; it belongs to the qwen3 component")
+            shutil.copyfile(tokenizer, partial / "tokenizer.json")
+        for component in components(folder, settings):
             tree, report = read(component, folder, strict)
             checkpoint.save(partial, component, tree)
             del tree

@@ -35,13 +35,13 @@ def seconds(run: Callable[[], Any], repeat: int) -> float:
     return float(np.median(times[1:]))
 
 
-def step_seconds(params: Any, cfg: GPTConfig, batch: int, beams: int, steps: int, dtype: Any) -> float:
+def step_seconds(params: Any, cfg: GPTConfig, batch: int, beams: int, steps: int, repeat: int) -> float:
     """Seconds per step of `batch` utterances: a long run less a short one, so that the prefixes do not count."""
     rows = np.random.default_rng(0).normal(size=(batch, 67, cfg.width)) * 0.1  # 30 text ids and 37 positions more
-    prefix = Prefix(jnp.asarray(rows, dtype), jnp.full(batch, 67))
+    prefix = Prefix(jnp.asarray(rows, params["head"]["weight"].dtype), jnp.full(batch, 67))
     keys, few = list(jax.random.split(jax.random.key(0), batch)), decoding.CHUNK + 1
     run = partial(decoding.generate, params, cfg, prefix, keys, Sampling(beams=beams))
-    return (seconds(lambda: run(few + steps), 3) - seconds(lambda: run(few), 3)) / steps
+    return (seconds(lambda: run(few + steps), repeat) - seconds(lambda: run(few), repeat)) / steps
 
 
 def steps_table(options: argparse.Namespace) -> None:
@@ -50,7 +50,7 @@ def steps_table(options: argparse.Namespace) -> None:
     print("| ms per step | " + " | ".join(f"batch {batch}" for batch in options.batches) + " |")
     print("|---" * (1 + len(options.batches)) + "|")
     for beams in options.beams:
-        row = [step_seconds(params, cfg, b, beams, options.steps, jnp.dtype(options.dtype)) for b in options.batches]
+        row = [step_seconds(params, cfg, b, beams, options.steps, options.repeat) for b in options.batches]
         print(f"| beams {beams} | " + " | ".join(f"{1e3 * s:.0f}" for s in row) + " |", flush=True)
 
 
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--batches", type=integers, default=[1, 8, 32])
     parser.add_argument("--beams", type=integers, default=[1, 3])
     parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=32)
     parser.add_argument("--rows", type=int, default=8, help="of a batch of sentences")
     parser.add_argument("--stop-bias", type=float, default=0.0)

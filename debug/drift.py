@@ -56,7 +56,9 @@ def main() -> None:
 
     def speak(model: Model, voice: Voice, given: Given | None = None) -> Any:
         instead = [[given]] if given else None
-        [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [jax.random.key(0)], settings, instead)
+        [speech] = pipeline.speak(
+            model.params, model.cfg, [analysis], [voice], [jax.random.key(0)], settings, given=instead
+        )
         return speech.segments[0]
 
     segment = speak(exact, voice)

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 # The first matching pattern decides; an array that none matches is left out.
-BEAMS = tuple(
-    f"seg0.{name}"
-    for name in ("text_tokens", "gpt.codes", "gpt.emo_vec", "gpt.speech_conditioning_latent", "gpt.beam_*",
-                 "gpt.sequence_score")
+BEAMS = (
+    "seg0.text_tokens", "seg0.gpt.codes", "seg0.gpt.emo_vec", "seg0.gpt.emovec_merged", "seg0.gpt.beam_*",
+    "seg0.gpt.speech_conditioning_latent", "seg0.gpt.sequence_score",
 )  # fmt: skip
 SEGMENT = ("text_tokens", "gpt.codes", "gpt.emo_vec", "cfm.noise", "bigvgan.in")
 KEEP = {
@@ -36,7 +35,7 @@ KEEP = {
     ),
     "en_beam3": BEAMS,
     "en_stop_beam3": BEAMS,
-    "zh_beam3_emotion_vector": BEAMS,
+    "zh_beam3_emotion_vector": (*BEAMS, *(f"seg?.{name}" for name in SEGMENT), "wav_int16", "meta"),
     "en_beam3_sample": (*BEAMS, "seg0.gpt.processed_scores_per_step"),
     "en_sample": ("seg0.gpt.processed_scores_per_step", *(f"seg?.{name}" for name in SEGMENT[:3]), "meta"),
 }  # fmt: skip

@@ -4,6 +4,7 @@
       model.json        format version and configuration
       bpe.model         SentencePiece vocabulary; glossary.yaml beside it where the model has one
       w2vbert/ ...      one Orbax checkpoint per component
+      tokenizer.json    of qwen3/, where the model has that
 
 A folder is written under a temporary name and renamed into place: it is whole or it is not there.
 """
@@ -25,6 +26,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from indextts_jax import config, models
 from indextts_jax.config import Config
+from indextts_jax.emotion import Reader
 from indextts_jax.text import TextFrontEnd
 
 log = logging.getLogger(__name__)
@@ -129,19 +131,26 @@ def restore(folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: 
     return tree
 
 
+def default_dtype() -> str:
+    """What weights and computation are in unless asked otherwise: float32 on a CPU, bfloat16 on GPU and TPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def load(
     folder: str | Path,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
     components: Sequence[str] = models.COMPONENTS,
     sharding: Sharding | None = None,
 ) -> Model:
     """Load a converted model, component by component, onto the first device or where `sharding` says.
 
-    dtype: of weights and computation, float32 or bfloat16. Raises FileNotFoundError and ModelError.
+    dtype: of weights and computation, float32 or bfloat16 (None: `default_dtype`). Raises FileNotFoundError and
+    ModelError.
     """
     folder = Path(folder)
     cfg, _ = read_description(folder)
-    params = {name: restore(folder, name, getattr(cfg, name), jnp.dtype(dtype), sharding) for name in components}
+    kind = jnp.dtype(dtype or default_dtype())
+    params = {name: restore(folder, name, getattr(cfg, name), kind, sharding) for name in components}
     return Model(params, cfg, load_text(folder))
 
 
@@ -151,3 +160,22 @@ def load_text(folder: str | Path) -> TextFrontEnd:
     read_description(folder)
     glossary = folder / "glossary.yaml"
     return TextFrontEnd.load(folder / "bpe.model", glossary if glossary.is_file() else None)
+
+
+def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
+    """What reads emotions off texts: Qwen and its tokenizer, not the rest. Raises FileNotFoundError and ModelError."""
+    from tokenizers import Tokenizer
+
+    folder = Path(folder)
+    cfg, _ = read_description(folder)
+    path = folder / "tokenizer.json"
+    if cfg.qwen3 is None or not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: this model was converted without Qwen, which reads emotions off texts; convert a folder that has "
+            "qwen0.6bemo4-merge"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ModelError(f"{path}: not a tokenizer ({error}); convert the model again") from None
+    return Reader(restore(folder, "qwen3", cfg.qwen3, jnp.dtype(dtype or default_dtype())), cfg.qwen3, tokenizer)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -80,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, help="Voice file to write (.safetensors)")
     _add_dtype(sub)
 
+    sub = command("emotion", _emotion, "Read an emotion off a text or a recording, or make one of weights.")
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("text", nargs="?", help="a text that Qwen reads; - is standard input")
+    source.add_argument("--audio", type=Path, metavar="FILE", help="recording, or an Emotion file to inspect")
+    source.add_argument("--weights", metavar="W", help="happy=0.6,calm=0.2 or all eight")
+    sub.add_argument("--model", type=Path, help="converted model", required=True)
+    sub.add_argument("--output", type=Path, help="Emotion file to write (.safetensors)")
+    sub.add_argument("--json", action="store_true", help="print the weights as JSON")
+    _add_dtype(sub)
+
     sub = command("text", _text, "Show what the text front end makes of a text.")
     sub.add_argument("text", help="the text; - reads it from standard input")
     sub.add_argument("--model", type=Path, help="converted model", required=True)
@@ -97,6 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--voice", type=Path, required=True, help="recording of the speaker, or a Voice file (.safetensors)"
+    )
+    felt = sub.add_mutually_exclusive_group()
+    felt.add_argument(
+        "--emotion",
+        metavar="W",
+        help="happy=0.6,calm=0.2, or eight weights of 0 to 1.2 in the order "
+        "happy, angry, sad, afraid, disgusted, melancholic, surprised, calm",
+    )
+    felt.add_argument("--emotion-audio", type=Path, metavar="FILE", help="recording of it, or an Emotion file")
+    felt.add_argument("--emotion-text", metavar="TEXT", help="a text that says it; Qwen reads it")
+    felt.add_argument("--emotion-from-text", action="store_true", help="let Qwen read it off the spoken text")
+    sub.add_argument("--emotion-alpha", type=float, metavar="A", help="how much of it, 0 to 1 (1)")
+    sub.add_argument(
+        "--emotion-random",
+        action="store_true",
+        help="weights: take other speakers' vectors, by --seed, not those most like the voice",
+    )
+    sub.add_argument(
+        "--emotion-normalize", action="store_true", help="weights: the reference's bias, and a sum of 0.8 at most"
     )
     text = sub.add_mutually_exclusive_group()
     text.add_argument("--text", help="what to say (default: standard input)")
@@ -186,7 +216,7 @@ def _info(options: argparse.Namespace) -> None:
 
     cfg, source = checkpoint.read_description(options.model)
     print(f"{options.model}: converted from {source}, format {checkpoint.FORMAT}")
-    for name in models.COMPONENTS:
+    for name in (*models.COMPONENTS, *(name for name in models.OPTIONAL if getattr(cfg, name))):
         folder = options.model / name
         if not folder.is_dir():
             raise FileNotFoundError(
@@ -218,6 +248,36 @@ def _voice(options: argparse.Namespace) -> None:
     print(f"{options.output or options.source}: a voice of {seconds:.2f} s; {shapes}")
 
 
+def _emotion(options: argparse.Namespace) -> None:
+    from indextts_jax import audio, checkpoint, emotion, pipeline
+    from indextts_jax.emotion import Emotion
+
+    if options.output is not None:
+        if options.output.suffix != ".safetensors":
+            raise ValueError(f"--output is {options.output}: an Emotion file is written, so let it end in .safetensors")
+        _check_writable(options.output)
+    checkpoint.read_description(options.model)
+    if options.weights is not None:
+        found = Emotion(emotion.parse(options.weights))
+    elif options.audio is None:
+        text = sys.stdin.read() if options.text == "-" else options.text
+        found = Emotion(checkpoint.load_reader(options.model, _configure_jax(options.dtype)).read(text))
+    elif options.audio.suffix == ".safetensors":
+        found = emotion.load(options.audio)
+    else:
+        recording = audio.load_emotion(options.audio)
+        model = _load(options.model, options.dtype)
+        found = Emotion(vector=pipeline.feel(model.params, model.cfg, recording))
+    if options.output is not None:
+        emotion.save(options.output, found)
+    if found.weights is None:
+        print(f"{options.output or options.audio}: the emotion of a recording, a vector of {len(found.vector)}")
+    elif options.json:
+        print(json.dumps(dict(zip(emotion.NAMES, found.weights, strict=True))))
+    else:
+        print(",".join(f"{name}={w:g}" for name, w in zip(emotion.NAMES, found.weights, strict=True) if w))
+
+
 def _text(options: argparse.Namespace) -> None:
     from indextts_jax.checkpoint import load_text
 
@@ -234,8 +294,10 @@ def _text(options: argparse.Namespace) -> None:
 
 def _speak(options: argparse.Namespace) -> None:
     import jax
+    import numpy as np
 
     from indextts_jax import audio, pipeline
+    from indextts_jax.emotion import Emotion
     from indextts_jax.timing import Stopwatch
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
@@ -249,6 +311,7 @@ def _speak(options: argparse.Namespace) -> None:
     text = _read_text(options)
     recording = None if options.voice.suffix == ".safetensors" else audio.load_speaker(options.voice)
     noise = _read_noise(options.flow_noise) if options.flow_noise else None
+    felt = _read_emotion(options, text)
     model, analysis = _model_and_text(options, text)
     given = _given_noise(noise, len(analysis.segments)) if noise is not None else None
 
@@ -258,8 +321,13 @@ def _speak(options: argparse.Namespace) -> None:
         else:
             progress("listen", 0, 1)
             voice = pipeline.listen(model.params, model.cfg, recording)
+        if isinstance(felt, np.ndarray):
+            alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
+            felt = Emotion(vector=pipeline.feel(model.params, model.cfg, felt), alpha=alpha)
         key = jax.random.key(options.seed)
-        [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [key], settings, given, progress)
+        [speech] = pipeline.speak(
+            model.params, model.cfg, [analysis], [voice], [key], settings, [felt], given, progress
+        )
     audio.write_wav(options.output, audio.to_int16(speech.samples), speech.rate)
     if options.save:
         _save(options.save, speech)
@@ -294,6 +362,36 @@ def _warmup(options: argparse.Namespace) -> None:
 
 
 # ---- their parts ----------------------------------------------------------------------------------------------------
+
+
+def _read_emotion(options: argparse.Namespace, text: str) -> Any:
+    """The Emotion that is asked for, None for the voice's own, or the samples of a recording that shows it."""
+    from indextts_jax import audio, checkpoint, emotion
+    from indextts_jax.emotion import Emotion
+
+    alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--emotion-alpha is {alpha}, but must lie between 0 and 1")
+    changes = [name for name in ("random", "normalize") if getattr(options, f"emotion_{name}")]
+    felt, path = None, options.emotion_audio
+    if options.emotion is not None:
+        felt = Emotion(emotion.parse(options.emotion), alpha=alpha)
+    elif options.emotion_text is not None or options.emotion_from_text:
+        if options.model is None:
+            raise ValueError("--emotion-text and --emotion-from-text need a converted model, not random weights")
+        reader = checkpoint.load_reader(options.model, _configure_jax(options.dtype))
+        felt = Emotion(reader.read(text if options.emotion_text is None else options.emotion_text), alpha=alpha)
+    elif path is not None and path.suffix == ".safetensors":
+        felt = emotion.load(path)
+        felt = felt if options.emotion_alpha is None else dataclasses.replace(felt, alpha=alpha)
+    if changes and (felt is None or felt.weights is None):
+        missing = "none is given: add --emotion" if felt is None and path is None else "a recording has no weights"
+        raise ValueError(f"--emotion-{changes[0]} changes the weights of an emotion, but {missing}")
+    if felt is None:
+        return None if path is None else audio.load_emotion(path)
+    if options.emotion_normalize and felt.weights is not None:
+        felt = dataclasses.replace(felt, weights=emotion.normalize(felt.weights))
+    return dataclasses.replace(felt, seed=options.seed) if options.emotion_random else felt
 
 
 def integers(text: str) -> list[int]:
@@ -337,13 +435,15 @@ def _configure_jax(dtype: str | None) -> str:
     """The persistent compilation cache, and full products in float32: -> the dtype to use, the device's by default."""
     import jax
 
+    from indextts_jax import checkpoint
+
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = os.environ.get("INDEXTTS_CACHE") or str(Path(base) / "indextts-jax" / "compilation")
     with contextlib.suppress(OSError):  # without a place to keep them, programs are compiled anew each time
         Path(cache).mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = dtype or checkpoint.default_dtype()
     if dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
     return dtype

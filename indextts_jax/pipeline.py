@@ -24,10 +24,11 @@ import safetensors
 import safetensors.numpy
 from jax import Array
 
-from indextts_jax import audio, buckets, decoding
+from indextts_jax import audio, buckets, decoding, emotion
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
+from indextts_jax.emotion import Emotion
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
 from indextts_jax.text import Analysis
 
@@ -122,6 +123,7 @@ class Options:
 
 
 Progress = Callable[[str, int, int], None]  # stage that begins, steps done, steps in all
+FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
 STAGES = ("codes", "latents", "mel", "vocode")  # each is one step per segment
 
 
@@ -143,21 +145,23 @@ def listen(params: Params, cfg: Config, recording: audio.Recording) -> Voice:
         params["s2mel"], cfg.s2mel, quantized.embeddings, own_length, frames=mel.shape[1], target_lengths=mel_lengths
     )
     latents = conditioner.speaker_latents(params["conditioner"], cfg.conditioner, own, own_length)
-    base, emotion = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, semantic, lengths)
+    base, other = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, semantic, lengths)
     frames = int(mel_lengths[0])
-    voice = Voice(latents[0], mix(base, emotion, 1.0), base, style[0], mel[0, :frames], content[0, :frames])
+    voice = Voice(latents[0], emotion.mix(base, other, 1.0), base, style[0], mel[0, :frames], content[0, :frames])
     return Voice(*(np.asarray(array, np.float32) for array in voice))
+
+
+def feel(params: Params, cfg: Config, recording: np.ndarray) -> np.ndarray:
+    """The emotion vector [D] float32 of a recording at 16 kHz (`audio.load_emotion`), for `Emotion(vector=...)`."""
+    semantic, lengths = hear(params, cfg, [recording])
+    vector = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, semantic, lengths)
+    return np.asarray(vector[0], np.float32)
 
 
 def hear(params: Params, cfg: Config, recordings: Sequence[np.ndarray]) -> tuple[Array, Array]:
     """Semantic features of recordings at 16 kHz: -> ([B, T, width], lengths [B]), 50 frames a second."""
     features, lengths, seen = _w2vbert_features(*_padded(recordings, audio.SPEECH_RATE))
     return w2vbert.encode(params["w2vbert"], cfg.w2vbert, features, seen, lengths), lengths
-
-
-def mix(base: Any, emotion: Any, alpha: float) -> Any:
-    """The emotion vector a part `alpha` of the way from a voice's base to an emotion: [..., D]."""
-    return base + alpha * (emotion - base)
 
 
 def _padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
@@ -232,24 +236,30 @@ def speak(
     voices: Sequence[Voice],
     keys: Sequence[Array],
     options: Options | None = None,
+    emotions: Sequence[Emotion | None] | None = None,
     given: Sequence[Sequence[Given]] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> list[Audio]:
     """Speak each text in its voice: texts (`TextFrontEnd.analyse`), voices and keys are parallel; -> one Audio each.
 
-    All segments of all texts go through the stages side by side, `options.batch` at a time: those with fewest codes
-    left make room for the next while codes are drawn, and those of like length are rendered together. The same text,
-    voice, key and options give the same audio but for rounding, whatever stands beside them. `given`: per text, per
-    segment, what replaces a stage. Raises ValueError for what does not fit the model.
+    All segments of all texts go through the stages side by side, `options.batch` at a time: while codes are drawn, a
+    segment that ends makes room for the next; segments of like length are rendered together. The same text,
+    voice, key and options give the same audio but for rounding, whatever stands beside them. `emotions`: one per text,
+    None for the voice's own. `given`: per text, per segment, what replaces a stage. Raises ValueError for what does
+    not fit the model.
     """
     options = options or Options()
     given = given or [[Given()] * len(text.segments) for text in texts]
-    if not len(texts) == len(voices) == len(keys) == len(given):
+    emotions = emotions or [None] * len(texts)
+    if not len(texts) == len(voices) == len(keys) == len(emotions) == len(given):
         raise ValueError(
-            f"{len(texts)} texts, {len(voices)} voices, {len(keys)} keys and {len(given)} given: not parallel"
+            f"{len(texts)} texts, {len(voices)} voices, {len(keys)} keys, {len(emotions)} emotions and {len(given)} "
+            "given: not parallel"
         )
     rows: list[list[_Item]] = []
-    for t, (text, voice, key, replaced) in enumerate(zip(texts, voices, keys, given, strict=True)):
+    for t, (text, voice, key, felt, replaced) in enumerate(zip(texts, voices, keys, emotions, given, strict=True)):
+        vector = emotion.resolve(params["emotion"], cfg.emotion, felt, voice.emotion, voice.base, voice.style)
+        voice = voice._replace(emotion=vector)
         if len(replaced) != len(text.segments):
             raise ValueError(f"{len(replaced)} segments are given, but the text has {len(text.segments)}")
         of = f" of text {t + 1}" if len(texts) > 1 else ""
@@ -339,9 +349,6 @@ def _groups(items: Sequence[_Item], batch: int) -> list[list[_Item]]:
         groups.append(waiting[:most])
         waiting = waiting[most:]
     return groups
-
-
-FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
 
 
 def _render(

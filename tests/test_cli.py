@@ -100,6 +100,69 @@ def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
     assert differences(out, saved, "en_stop_greedy") == set()
 
 
+def test_emotions_on_the_command_line(converted, tmp_path, capsys):
+    """Weights, a file of them, a recording and its file, a text, the spoken text: each is heard."""
+
+    def samples(*arguments) -> np.ndarray:
+        out = tmp_path / "out.wav"
+        assert speak(converted, out, "--greedy", "--max-codes", 8, "--steps", 1, *arguments) == 0
+        return soundfile.read(out, dtype="int16")[0]
+
+    own, weighed, recorded = tmp_path / "own", tmp_path / "happy.safetensors", tmp_path / "felt.safetensors"
+    record = FIXTURES / "audio" / "emotion.wav"
+    assert run("emotion", "--weights", "happy=0.6,calm=0.2", "--model", converted, "--output", weighed) == 0
+    assert capsys.readouterr().out == "happy=0.6,calm=0.2\n"
+    assert run("emotion", "--audio", record, "--model", converted, "--output", recorded) == 0
+    assert run("emotion", "--audio", weighed, "--model", converted, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["calm"] == 0.2
+    assert run("emotion", "I feel so depressed today.", "--model", converted) == 0
+    assert capsys.readouterr().out == "calm=1\n"  # what the tiny Qwen's nonsense counts as
+    own = samples()
+    happy = samples("--emotion", "0.6,0,0,0,0,0,0,0.2")
+    np.testing.assert_array_equal(happy, samples("--emotion-audio", weighed))
+    felt = samples("--emotion-audio", record, "--emotion-alpha", 0.5)
+    np.testing.assert_array_equal(felt, samples("--emotion-audio", recorded, "--emotion-alpha", 0.5))
+    calm = samples("--emotion", "calm=1")
+    np.testing.assert_array_equal(calm, samples("--emotion-from-text"))
+    np.testing.assert_array_equal(calm, samples("--emotion-text", "whatever"))
+    normal = samples("--emotion", "calm=1", "--emotion-normalize")
+    np.testing.assert_array_equal(normal, samples("--emotion", "calm=0.5625"))
+    random = samples("--emotion", "calm=1", "--emotion-random", "--seed", 2)
+    assert len({tuple(sound) for sound in (own, happy, felt, calm, normal, random)}) == 6
+    assert (own == samples("--emotion-audio", record, "--emotion-alpha", 0)).mean() < 1  # the base is not the own one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--emotion", "happy=3"], "happy is 3.0, but must lie between 0 and 1.2"),
+        (["--emotion", "joy=1"], "emotion 'joy' is none of happy"),
+        (["--emotion", "happy=1", "--emotion-alpha", "2"], "--emotion-alpha is 2.0, but must lie between 0 and 1"),
+        (["--emotion-audio", "none.wav"], "none.wav: no such file"),
+        (["--emotion-random"], "--emotion-random changes the weights of an emotion, but none is given: add --emotion"),
+        (
+            ["--emotion-audio", VOICE, "--emotion-normalize"],
+            "--emotion-normalize changes the weights of an emotion, but a recording has no weights",
+        ),
+        (["--emotion-text", " "], "the text to read an emotion off is empty"),
+    ],
+)
+def test_wrong_emotions_are_one_line(converted, tmp_path, capsys, arguments, message):
+    out = tmp_path / "out.wav"
+    assert speak(converted, out, *arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_model_without_qwen_says_so(converted, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(converted, model, ignore=shutil.ignore_patterns("qwen3", "tokenizer.json"))
+    assert run("emotion", "So glad!", "--model", model) == 1
+    assert "this model was converted without Qwen" in capsys.readouterr().err
+
+
 # ---- other commands -------------------------------------------------------------------------------------------------
 
 

@@ -17,9 +17,22 @@ from debug.golden import FIXTURES
 from indextts_jax import checkpoint, convert, models
 from indextts_jax.checkpoint import ModelError
 from indextts_jax.config import Config, ConfigError, read_yaml
-from indextts_jax.convert import CheckpointError, Report, bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
+from indextts_jax.convert import (
+    CheckpointError,
+    Report,
+    bigvgan,
+    campplus,
+    conditioner,
+    emotion,
+    gpt,
+    qwen3,
+    repcodec,
+    s2mel,
+    w2vbert,
+)  # fmt: skip
 from indextts_jax.convert.table import fill
 from indextts_jax.convert.tensors import Tensors, read_pth
+from indextts_jax.models.qwen3 import Qwen3Config
 from tests.files import Call, Name, arrays, change, linked, ones, write_pth
 
 CONVERTERS: dict[str, Any] = {
@@ -27,18 +40,23 @@ CONVERTERS: dict[str, Any] = {
     "repcodec": repcodec,
     "campplus": campplus,
     "conditioner": conditioner,
+    "emotion": emotion,
     "gpt": gpt,
     "s2mel": s2mel,
     "bigvgan": bigvgan,
+    "qwen3": qwen3,
 }
+ALL = (*models.COMPONENTS, *models.OPTIONAL)
 FILES = {
     "w2vbert": "hf_cache/w2v-bert-2.0/model.safetensors",
     "repcodec": "hf_cache/semantic_codec_model.safetensors",
     "campplus": "hf_cache/campplus_cn_common.bin",
     "conditioner": "gpt.pth",
+    "emotion": "feat2.pt",
     "gpt": "gpt.pth",
     "s2mel": "s2mel.pth",
     "bigvgan": "hf_cache/bigvgan/bigvgan_generator.pt",
+    "qwen3": "qwen0.6bemo4-merge/model.safetensors",
 }
 
 
@@ -53,7 +71,7 @@ def _shapes_once() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def whole(tiny) -> dict[str, tuple[dict, Report]]:
     """Every component of the tiny checkpoint, and what became of its tensors."""
-    return {name: convert.read(name, tiny.folder, strict=True) for name in models.COMPONENTS}
+    return {name: convert.read(name, tiny.folder, strict=True) for name in ALL}
 
 
 @pytest.fixture
@@ -69,7 +87,7 @@ def held(tiny: Any, component: str) -> Tensors:
 # ---- the contract on real files -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("component", models.COMPONENTS)
+@pytest.mark.parametrize("component", ALL)
 def test_contract_on_the_tiny_checkpoint(tiny, whole, component):
     tree, report = whole[component]
     like = models.shapes(component, getattr(tiny.cfg, component))
@@ -136,6 +154,8 @@ OFFICIAL = {
     "gpt": (299, 2, 511_709_954, 511_709_954),
     "s2mel": (260, 24, 98_379_216, 98_354_640),
     "bigvgan": (565, 218, 112_231_249, 112_199_472),
+    "emotion": (2, 0, 107_456, 107_456),
+    "qwen3": (310, 0, 596_049_920, 596_049_920),
 }
 UNUSED = {  # the modules of the unused tensors, with layer numbers as #
     "w2vbert": {"masked_spec_embed", "encoder.layers.#"},
@@ -143,6 +163,8 @@ UNUSED = {  # the modules of the unused tensors, with layer numbers as #
     "campplus": {"num_batches_tracked"},
     "conditioner": {"conditioning_encoder.embed.pos_enc.pe", "emo_conditioning_encoder.embed.pos_enc.pe"},
     "gpt": {"text_head"},
+    "emotion": set(),
+    "qwen3": set(),
     "s2mel": {
         "cfm.estimator.input_pos",
         "cfm.estimator.x_embedder",
@@ -157,6 +179,13 @@ UNUSED = {  # the modules of the unused tensors, with layer numbers as #
     "bigvgan": {"upsample.filter", "downsample.lowpass.filter"},
 }
 
+# What the config.json and generation_config.json of Qwen3-0.6B say.
+QWEN3 = {
+    "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072,
+    "rope_theta": 1000000, "rms_norm_eps": 1e-06, "tie_word_embeddings": True, "eos_token_id": [151645, 151643],
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def official() -> dict[str, Tensors]:
@@ -170,6 +199,8 @@ def official() -> dict[str, Tensors]:
         "gpt": {name: t for name, t in inventory["gpt"].items() if not conditioner.belongs(name)},
         "s2mel": {name.removeprefix("net/").replace("/", "."): t for name, t in inventory["s2mel"].items()},
         "bigvgan": inventory["bigvgan"],
+        "emotion": {f"{name}_matrix.rows": ([73, n], "float32") for name, n in (("spk", 192), ("emo", 1280))},
+        "qwen3": inventory["qwen0.6bemo4-merge"],
     }
     return {
         component: {name: ones(shape, dtype, FILES[component]) for name, (shape, dtype) in tensors.items()}
@@ -177,10 +208,10 @@ def official() -> dict[str, Tensors]:
     }
 
 
-@pytest.mark.parametrize("component", models.COMPONENTS)
+@pytest.mark.parametrize("component", ALL)
 def test_tables_cover_the_official_checkpoint(official, component):
-    tensors, expected = official[component], getattr(Config(), component)
-    cfg = CONVERTERS[component].config(expected, tensors, {})
+    tensors, expected = official[component], getattr(Config(), component) or Qwen3Config()
+    cfg = CONVERTERS[component].config(expected, tensors, QWEN3 if component == "qwen3" else {})
     assert cfg == expected  # what the shapes say is what config.yaml says
     table = CONVERTERS[component].table(cfg)
     tree, report = fill(component, table, tensors, models.shapes(component, cfg), strict=True, dry=True)
@@ -202,7 +233,7 @@ def test_parameters_of_the_official_files(official):
     assert sizes["gpt"] - sinusoids == 865_980_639
     assert OFFICIAL["conditioner"][2] + OFFICIAL["gpt"][2] == sizes["gpt"] - sinusoids - text_head
     assert (sizes["w2v-bert-2.0"], sizes["bigvgan"]) == (580_493_120, 112_233_865)
-    assert sum(parameters for *_, parameters in OFFICIAL.values()) == 1_501_421_030
+    assert sum(parameters for *_, parameters in OFFICIAL.values()) == 2_097_578_406
 
 
 # ---- files of other people ------------------------------------------------------------------------------------------
@@ -309,14 +340,14 @@ def test_unknown_tensors_are_left_out_or_refused(folder, whole, caplog):
     assert convert.read("conditioner", folder, strict=True)[1].unknown == []  # it is none of the other component's
 
 
-@pytest.mark.parametrize("component", models.COMPONENTS)
+@pytest.mark.parametrize("component", ALL)
 def test_missing_files_are_named(folder, component):
     path = folder / FILES[component]
     path.unlink()
     assert refused(component, folder, kind=FileNotFoundError) == f"{path}: no such file"
 
 
-@pytest.mark.parametrize("component", models.COMPONENTS)
+@pytest.mark.parametrize("component", ALL)
 def test_damaged_files_are_named(tiny, folder, component):
     path = folder / FILES[component]
     content = path.read_bytes()
@@ -509,10 +540,10 @@ def test_reports_and_other_files(folder, tmp_path, monkeypatch, whole):
     (folder / "glossary.yaml").write_text("JAX: jacks\n")
     seen: list[Report] = []
     reports = convert.convert(folder, tmp_path / "out", progress=seen.append)
-    assert [report.component for report in reports] == list(models.COMPONENTS)
-    assert reports == seen == [whole[name][1] for name in models.COMPONENTS]
+    assert [report.component for report in reports] == list(ALL)
+    assert reports == seen == [whole[name][1] for name in ALL]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["model.json", "bpe.model", "glossary.yaml", *models.COMPONENTS]
+        ["model.json", "bpe.model", "glossary.yaml", "tokenizer.json", *ALL]
     )
     assert (tmp_path / "out" / "glossary.yaml").read_text() == "JAX: jacks\n"
     assert (tmp_path / "out" / "bpe.model").read_bytes() == (folder / "bpe.model").read_bytes()

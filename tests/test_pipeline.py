@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
-from indextts_jax import audio, buckets, checkpoint, pipeline
+from indextts_jax import audio, buckets, checkpoint, emotion, pipeline
 from indextts_jax.decoding import Sampling
+from indextts_jax.emotion import Emotion
 from indextts_jax.pipeline import Given, Options
 from indextts_jax.timing import Stopwatch
 
@@ -28,9 +29,9 @@ def voice(model):
     return pipeline.listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
 
 
-def speak(model, text, voice, key=KEY, options=GREEDY, given=None, budget=120):
+def speak(model, text, voice, key=KEY, options=GREEDY, given=None, budget=120, felt=None):
     analysis = model.text.analyse(text, budget)
-    [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [key], options, given and [given])
+    [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [key], options, [felt], given and [given])
     return speech
 
 
@@ -78,18 +79,50 @@ def test_three_segments_equal_reference(model, voice):
     assert differences(speech._replace(segments=speech.segments[::-1]), arrays) == {"codes", "mel"}
 
 
-def test_chinese_with_a_given_emotion_equals_reference(model):
+CHINESE = "今天天气很好，我们去公园吧。你好世界，这是一个测试。"
+
+
+@pytest.fixture(scope="module")
+def odd(model):
+    """The voice whose last filterbank frame is put out."""
+    return pipeline.listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k_odd.wav"))
+
+
+def test_chinese_with_a_recorded_emotion_equals_reference(model, odd):
     arrays = golden("zh_greedy_emotion_audio")
-    voice = pipeline.listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k_odd.wav"))
-    assert relative(voice.style, arrays["campplus.out"][0]) <= TOLERANCE["style of a recording"]
-    # the emotion recording, mixed in by 0.6
-    semantic, lengths = pipeline.hear(model.params, model.cfg, [audio.load_emotion(FIXTURES / "audio" / "emotion.wav")])
-    vector = pipeline.conditioner.emotion_vector(model.params["conditioner"], model.cfg.conditioner, semantic, lengths)
-    mixed = pipeline.mix(voice.base, np.asarray(vector[0]), 0.6)
-    assert relative(mixed, arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
-    voice = voice._replace(emotion=arrays["seg0.gpt.emo_vec"][0])
-    text = "今天天气很好，我们去公园吧。你好世界，这是一个测试。"
-    assert not differences(speak(model, text, voice, given=noise_of(arrays, 1)), arrays)
+    assert relative(odd.style, arrays["campplus.out"][0]) <= TOLERANCE["style of a recording"]
+    vector = pipeline.feel(model.params, model.cfg, audio.load_emotion(FIXTURES / "audio" / "emotion.wav"))
+    felt = Emotion(vector=vector, alpha=0.6)
+    assert relative(resolve(model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
+    assert not differences(speak(model, CHINESE, odd, given=noise_of(arrays, 1), felt=felt), arrays)
+
+
+def test_chinese_with_a_weighed_emotion_equals_reference(model, odd):
+    """Three beams without sampling; from the reference's own emotion vector, and from our own, which is as near as
+    the recording's style lets it be."""
+    arrays, options = golden("zh_beam3_emotion_vector"), Options(Sampling(sample=False), max_codes=40)
+    felt = Emotion((0.3, 0.0, 0.2, 0.0, 0.0, 0.1, 0.0, 0.1))
+    assert relative(resolve(model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
+    assert not differences(speak(model, CHINESE, odd, KEY, options, noise_of(arrays, 1), felt=felt), arrays)
+    given = odd._replace(emotion=arrays["seg0.gpt.emo_vec"][0])
+    assert not differences(speak(model, CHINESE, given, KEY, options, noise_of(arrays, 1)), arrays)
+
+
+def resolve(model, voice, felt):
+    return emotion.resolve(model.params["emotion"], model.cfg.emotion, felt, voice.emotion, voice.base, voice.style)
+
+
+def test_one_batch_mixes_emotions(model, voice):
+    options, text = (
+        Options(Sampling(beams=1, sample=False), max_codes=12, steps=2),
+        model.text.analyse("One small test."),
+    )
+    emotions = [None, Emotion([0.8, 0, 0, 0, 0, 0, 0, 0]), Emotion(vector=-voice.emotion), Emotion([0.8] * 8, seed=1)]
+    together = pipeline.speak(model.params, model.cfg, [text] * 4, [voice] * 4, [KEY] * 4, options, emotions)
+    for felt, speech in zip(emotions, together, strict=True):
+        [alone] = pipeline.speak(model.params, model.cfg, [text], [voice], [KEY], options, [felt])
+        assert relative(speech.samples, alone.samples) <= TOLERANCE["component"]
+    assert len({tuple(np.round(speech.samples[:2000], 3)) for speech in together}) == 4
 
 
 # ---- one call after another -----------------------------------------------------------------------------------------

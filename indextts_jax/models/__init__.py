@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 # In the order of the data; each is a file here, a field of Config and a checkpoint of a converted model.
-COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "gpt", "s2mel", "bigvgan")
+COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "emotion", "gpt", "s2mel", "bigvgan")
+
+OPTIONAL = ("qwen3",)  # what a model may lack, and what is loaded only when it is asked for
 
 
 def init(component: str, cfg: Any, key: jax.Array) -> Any:
