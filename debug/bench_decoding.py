@@ -1,8 +1,9 @@
 """How long decoding takes, and what batches are worth: python -m debug.bench_decoding [--model OUT] [--dtype bfloat16].
 
 Without a model: ms per step at official size with random weights, for several batch sizes and beams. With one: the
-seconds that sentences of different lengths take one by one, in static batches and in continuous ones; `--stop-bias` is
-added to the stop code's score, so that random weights stop at all. No time contains compilation.
+seconds that utterances of different lengths take one by one, in static batches and in continuous ones, from text to
+samples or (`--codes-only`) to codes; `--stop-bias` is added to the stop code's score, so that random weights stop at all.
+No time contains compilation.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import numpy as np
 from debug.golden import FIXTURES
 from indextts_jax import audio, checkpoint, decoding, models, pipeline
 from indextts_jax.decoding import Sampling
+from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, Prefix
 from indextts_jax.pipeline import Options
 from indextts_jax.timing import Stopwatch
@@ -64,22 +66,30 @@ def batches_table(options: argparse.Namespace) -> None:
     texts = [model.text.analyse(" ".join(rng.choice(WORDS, rng.integers(3, 16))) + ".") for _ in range(N)]
     keys = list(jax.random.split(jax.random.key(1), N))
 
-    def speak(beams: int, rows: Sequence[int], batch: int) -> list[pipeline.Audio]:
-        settings = Options(Sampling(beams=beams), options.max_codes, steps=options.flow_steps, batch=batch)
-        part = [texts[i] for i in rows], [voice] * len(rows), [keys[i] for i in rows]
-        return pipeline.speak(params, model.cfg, *part, settings)
+    def speak(beams: int, rows: Sequence[int], batch: int) -> list[tuple[int, float]]:
+        """Codes and seconds of audio of every utterance."""
+        sampling, some = Sampling(beams=beams), [keys[i] for i in rows]
+        if options.codes_only:
+            ids, lengths = pipeline.text_batch(model.cfg, [texts[i].ids for i in rows])
+            voices = pipeline.gather([voice] * len(rows))
+            prefix = gpt.prefix(params["gpt"], model.cfg.gpt, voices.latents, voices.emotion, ids, lengths)
+            codes = decoding.generate(params["gpt"], model.cfg.gpt, prefix, some, sampling, options.max_codes, batch)
+            return [(int(n), n / 50) for n in codes.lengths]
+        settings = Options(sampling, options.max_codes, 1, steps=options.flow_steps, batch=batch)
+        made = pipeline.speak(params, model.cfg, [texts[i] for i in rows], [voice] * len(rows), some, settings)
+        return [(sum(len(s.codes) for s in speech.segments), len(speech.samples) / speech.rate) for speech in made]
 
-    print("| beams | seconds of audio | one by one | static batches | continuous batches |\n|---|---|---|---|---|")
+    print("| beams | codes of an utterance | audio | one by one | static batches | continuous batches |")
+    print("|---|---|---|---|---|---|")
     for beams in options.beams:
         times, made = [], []
         for size, batch in ((1, 1), (B, B), (N, B)):
             with Stopwatch() as watch:
-                made = [speech for i in range(0, N, size) for speech in speak(beams, range(i, min(i + size, N)), batch)]
+                made = [one for i in range(0, N, size) for one in speak(beams, range(i, min(i + size, N)), batch)]
             times.append(watch.seconds - watch.compiling)
-        length = sum(len(speech.samples) / speech.rate for speech in made)
-        print(f"| {beams} | {length:.1f} | " + " | ".join(f"{time:.1f} s" for time in times) + " |", flush=True)
-        codes = sorted(len(segment.codes) for speech in made for segment in speech.segments)
-        print(f"{codes[0]} to {codes[-1]} codes, {codes[len(codes) // 2]} in the middle", flush=True)
+        codes = sorted(n for n, _ in made)
+        about = f"{codes[0]} to {codes[-1]}, median {codes[N // 2]} | {sum(length for _, length in made):.1f} s"
+        print(f"| {beams} | {about} | " + " | ".join(f"{time:.1f} s" for time in times) + " |", flush=True)
 
 
 def main() -> None:
@@ -98,6 +108,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="of a batch of sentences")
     parser.add_argument("--stop-bias", type=float, default=0.0)
     parser.add_argument("--max-codes", type=int, default=200)
+    parser.add_argument("--codes-only", action="store_true")
     parser.add_argument("--flow-steps", type=int, default=25)
     options = parser.parse_args()
     if options.dtype == "float32":

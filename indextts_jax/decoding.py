@@ -344,8 +344,8 @@ def generate(
 
     prefix: of N rows (more are ignored); keys: N typed PRNG keys; a row's codes depend on its own key alone. `batch`
     rows are decoded at once (default: all), and when one has finished the next takes its place. `max_codes` is cut to
-    the positions that the model has. A row that this limit cuts is drawn again up to `retries` times, each time with
-    another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
+    the positions that the model has. A row that this limit cuts, or that stops at once, is drawn again up to `retries`
+    times, each time with another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
     """
     if max_codes < 1:
         raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
@@ -394,7 +394,7 @@ def generate(
             item, attempt = places.pop(row)
             codes, score = _best(*jax.tree.map(lambda a, row=row: a[row], found))
             stopped = len(codes) < limit
-            if not stopped and attempt < retries:
+            if (not stopped or len(codes) == 0) and attempt < retries:
                 waiting.append((item, attempt + 1))
                 continue
             result.codes[item, : len(codes)] = codes

@@ -100,7 +100,7 @@ class Options:
 
     sampling: Sampling = field(default_factory=Sampling)
     max_codes: int = 1500  # per segment
-    retries: int = 0  # how often a segment that meets max_codes is drawn again with another key
+    retries: int = 0  # how often a segment that meets max_codes, or has none, is drawn again with another key
     steps: int = 25  # of the flow
     guidance: float = 0.7
     silence_ms: int = 200  # between segments
@@ -326,7 +326,7 @@ def _check(cfg: Config, item: _Item) -> None:
     if item.given.codes is not None:
         item.codes = np.asarray(item.given.codes, np.int32)
     if len(item.codes) == 0:
-        raise ValueError(f"no speech came of {item.name}: the stop code was drawn first; try another seed")
+        raise ValueError(f"no speech came of {item.name}: the stop code was drawn first; try another seed or retries")
     low, high = item.codes.min(), item.codes.max()
     if low < 0 or high >= cfg.repcodec.codes:
         raise ValueError(f"codes lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}")

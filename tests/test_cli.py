@@ -104,11 +104,14 @@ def test_emotions_on_the_command_line(converted, tmp_path, capsys):
     """Weights, a file of them, a recording and its file, a text, the spoken text: each is heard."""
 
     def samples(*arguments) -> np.ndarray:
-        out = tmp_path / "out.wav"
-        assert speak(converted, out, "--greedy", "--max-codes", 8, "--steps", 1, *arguments) == 0
+        said = ["--text", "One small test.", "--greedy", "--max-codes", 8, "--steps", 1]
+        assert run("speak", "--model", converted, "--voice", voice, "--output", out, *said, *arguments) == 0
         return soundfile.read(out, dtype="int16")[0]
 
-    own, weighed, recorded = tmp_path / "own", tmp_path / "happy.safetensors", tmp_path / "felt.safetensors"
+    voice, weighed, recorded = (tmp_path / f"{name}.safetensors" for name in ("voice", "happy", "felt"))
+    out = tmp_path / "out.wav"
+    assert run("voice", VOICE, "--model", converted, "--output", voice) == 0
+    capsys.readouterr()
     record = FIXTURES / "audio" / "emotion.wav"
     assert run("emotion", "--weights", "happy=0.6,calm=0.2", "--model", converted, "--output", weighed) == 0
     assert capsys.readouterr().out == "happy=0.6,calm=0.2\n"
@@ -124,12 +127,10 @@ def test_emotions_on_the_command_line(converted, tmp_path, capsys):
     np.testing.assert_array_equal(felt, samples("--emotion-audio", recorded, "--emotion-alpha", 0.5))
     calm = samples("--emotion", "calm=1")
     np.testing.assert_array_equal(calm, samples("--emotion-from-text"))
-    np.testing.assert_array_equal(calm, samples("--emotion-text", "whatever"))
     normal = samples("--emotion", "calm=1", "--emotion-normalize")
     np.testing.assert_array_equal(normal, samples("--emotion", "calm=0.5625"))
     random = samples("--emotion", "calm=1", "--emotion-random", "--seed", 2)
     assert len({tuple(sound) for sound in (own, happy, felt, calm, normal, random)}) == 6
-    assert (own == samples("--emotion-audio", record, "--emotion-alpha", 0)).mean() < 1  # the base is not the own one
 
 
 @pytest.mark.parametrize(
