@@ -2,8 +2,8 @@
 
 Without a model: ms per step at official size with random weights, for several batch sizes and beams. With one: the
 seconds that utterances of different lengths take one by one, in static batches and in continuous ones, from text to
-samples or (`--codes-only`) to codes; `--stop-bias` is added to the stop code's score, so that random weights stop at all.
-No time contains compilation.
+samples or (`--codes-only`) to codes; `--stop-bias` is added to the stop code's score, so that random weights stop at
+all. No time contains compilation.
 """
 
 import argparse
