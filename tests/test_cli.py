@@ -100,8 +100,10 @@ def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
     assert differences(out, saved, "en_stop_greedy") == set()
 
 
-def test_emotions_on_the_command_line(converted, tmp_path, capsys):
+def test_emotions_on_the_command_line(converted, tmp_path, capsys, monkeypatch):
     """Weights, a file of them, a recording and its file, a text, the spoken text: each is heard."""
+    model = checkpoint.load(converted)
+    monkeypatch.setattr(checkpoint, "load", lambda folder, dtype: model)  # once is enough
 
     def samples(*arguments) -> np.ndarray:
         said = ["--text", "One small test.", "--greedy", "--max-codes", 8, "--steps", 1]
