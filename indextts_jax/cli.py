@@ -172,7 +172,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-codes", type=int, default=1500, help="per segment, 50 a second (%(default)s)")
     parser.add_argument(
-        "--retries", type=int, default=0, help="draw a segment that meets --max-codes so often again (%(default)s)"
+        "--retries",
+        type=int,
+        default=0,
+        help="draw a segment that meets --max-codes, or has no code, so often again (%(default)s)",
     )
     parser.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
     parser.add_argument("--cfg-rate", type=float, default=0.7, help="strength of the flow's guidance (%(default)s)")
@@ -322,8 +325,7 @@ def _speak(options: argparse.Namespace) -> None:
             progress("listen", 0, 1)
             voice = pipeline.listen(model.params, model.cfg, recording)
         if isinstance(felt, np.ndarray):
-            alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
-            felt = Emotion(vector=pipeline.feel(model.params, model.cfg, felt), alpha=alpha)
+            felt = Emotion(vector=pipeline.feel(model.params, model.cfg, felt), alpha=_alpha(options))
         key = jax.random.key(options.seed)
         [speech] = pipeline.speak(
             model.params, model.cfg, [analysis], [voice], [key], settings, [felt], given, progress
@@ -369,9 +371,7 @@ def _read_emotion(options: argparse.Namespace, text: str) -> Any:
     from indextts_jax import audio, checkpoint, emotion
     from indextts_jax.emotion import Emotion
 
-    alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"--emotion-alpha is {alpha}, but must lie between 0 and 1")
+    alpha = _alpha(options)
     changes = [name for name in ("random", "normalize") if getattr(options, f"emotion_{name}")]
     felt, path = None, options.emotion_audio
     if options.emotion is not None:
@@ -392,6 +392,13 @@ def _read_emotion(options: argparse.Namespace, text: str) -> Any:
     if options.emotion_normalize and felt.weights is not None:
         felt = dataclasses.replace(felt, weights=emotion.normalize(felt.weights))
     return dataclasses.replace(felt, seed=options.seed) if options.emotion_random else felt
+
+
+def _alpha(options: argparse.Namespace) -> float:
+    alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha  # None: a file keeps its own
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--emotion-alpha is {alpha}, but must lie between 0 and 1")
+    return alpha
 
 
 def integers(text: str) -> list[int]:

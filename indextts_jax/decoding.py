@@ -191,11 +191,8 @@ def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, lim
     norm = jnp.power(counts.astype(jnp.float32), jnp.asarray(sampling.length_penalty, jnp.float32))
     hypotheses, visible, seen = state.hypotheses, state.visible, state.seen
     if K == 1:
-        codes, parents, running = (
-            draw(logits[:, 0], seen[:, 0], keys, sampling, cfg)[:, None],
-            rows[:, None] * 0,
-            state.scores,
-        )
+        codes = draw(logits[:, 0], seen[:, 0], keys, sampling, cfg)[:, None]
+        parents, running = jnp.zeros_like(codes), state.scores
         done = active & (codes[:, 0] == cfg.stop_code)
         hypotheses = _enter(hypotheses, running[:, 0], state.counts, parents[:, 0], done)
     else:

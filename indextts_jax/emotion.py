@@ -41,7 +41,7 @@ class Emotion:
 
     weights: Sequence[float] | None = None  # each 0 to 1.2
     vector: Any = None  # from `pipeline.feel`
-    alpha: float = 1.0  # 0: the voice's own emotion, 1: this one
+    alpha: float = 1.0  # scales the weights, or how far to go from the voice's base to the vector
     seed: int | None = None  # with weights: speakers drawn at random instead of the ones most like the voice
 
     def __post_init__(self) -> None:
@@ -66,21 +66,16 @@ def _check(weights: Sequence[float]) -> None:
 def parse(text: str) -> tuple[float, ...]:
     """Weights as people write them: "happy=0.6,calm=0.2", or all eight, "0.6,0,0,0,0,0,0,0.2". Raises ValueError."""
     parts = [part.strip() for part in text.split(",")]
-    weights = dict.fromkeys(NAMES, 0.0)
+    named = all("=" in part for part in parts)
+    pairs = [[side.strip() for side in part.split("=", 1)] if named else ["", part] for part in parts]
+    if unknown := [name for name, _ in pairs if named and name not in NAMES]:
+        raise ValueError(f"emotion {unknown[0]!r} is none of {', '.join(NAMES)}")
     try:
-        if all("=" in part for part in parts):
-            for part in parts:
-                name, value = (side.strip() for side in part.split("=", 1))
-                if name not in weights:
-                    raise ValueError(f"emotion {name!r} is none of {', '.join(NAMES)}")
-                weights[name] = float(value)
-            found = tuple(weights.values())
-        else:
-            found = tuple(map(float, parts))
-    except ValueError as error:
-        if "none of" in str(error):
-            raise
+        values = [float(value) for _, value in pairs]
+    except ValueError:
         raise ValueError(f"emotion {text!r}: write happy=0.6,calm=0.2 or the eight weights {','.join(NAMES)}") from None
+    given = dict(zip((name for name, _ in pairs), values, strict=True))
+    found = tuple(given.get(name, 0.0) for name in NAMES) if named else tuple(values)
     _check(found)
     return found
 

@@ -375,9 +375,7 @@ def _render(
     jax.block_until_ready(latents)  # so that a stage is over before the next one is announced
     begin("mel")
     packed = bucket(max(item.packed for item in items), buckets.FRAMES)
-    mel, _ = to_mel(
-        params, cfg, voices, codes, lengths, latents, jnp.asarray(noise), options.steps, options.guidance, packed
-    )
+    mel, _ = to_mel(params, cfg, voices, codes, lengths, latents, noise, options.steps, options.guidance, packed)
     rows = np.asarray(mel, np.float32)
     begin("vocode")
     _vocode(params, cfg, items, [row[: item.target] for row, item in zip(rows, items, strict=True)])

@@ -47,6 +47,10 @@ class Program(NamedTuple):
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
 
+    def result(self) -> Any:
+        """The shapes of what it gives."""
+        return self.function.eval_shape(*self.arguments, **self.keywords)
+
     def compile(self) -> float:
         """Compile it, or find it in the cache: -> seconds."""
         begin = time.perf_counter()
@@ -82,7 +86,7 @@ def _placed(shapes: Any) -> Any:
 
 def _result(program: Program) -> Any:
     """The shapes of what a program gives that reads weights, or what came of them."""
-    return _placed(program.function.eval_shape(*program.arguments, **program.keywords))
+    return _placed(program.result())
 
 
 def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
@@ -96,23 +100,17 @@ def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
 
         speech, music = seconds * audio.SPEECH_RATE, seconds * cfg.mel.rate
         yield (features := program("w2v-BERT features", pipeline._w2vbert_features, struct((2, speech)), integers(2)))
-        heard, _, seen = features.function.eval_shape(*features.arguments)
+        heard, _, seen = features.result()
         yield (encode := program("w2v-BERT", w2vbert.encode, params["w2vbert"], cfg.w2vbert, heard, seen, integers(2)))
         semantic = _result(encode)
         own = _placed(struct((1, *semantic.shape[1:]), semantic.dtype))
         yield (features := program("CAMPPlus features", pipeline._campplus_features, struct((1, speech)), integers(1)))
-        yield program(
-            "CAMPPlus",
-            campplus.embed,
-            params["campplus"],
-            cfg.campplus,
-            *features.function.eval_shape(*features.arguments),
-        )
+        yield program("CAMPPlus", campplus.embed, params["campplus"], cfg.campplus, *features.result())
         yield (mel := program("mel", pipeline._mel, struct((1, music)), integers(1), cfg.mel))
         yield (quantize := program("RepCodec", repcodec.quantize, params["repcodec"], cfg.repcodec, own, integers(1)))
         yield program(
             "prompt content", s2mel.regulate, params["s2mel"], cfg.s2mel, _result(quantize).embeddings, integers(1),
-            frames=mel.function.eval_shape(*mel.arguments)[0].shape[1], target_lengths=integers(1),
+            frames=mel.result()[0].shape[1], target_lengths=integers(1),
         )  # fmt: skip
         hear = params["conditioner"], cfg.conditioner
         yield program("speaker latents", conditioner.speaker_latents, *hear, own, integers(1))
@@ -127,11 +125,8 @@ def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
 
 
 def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
-    sampling, beams, limit = (
-        options.sampling,
-        options.sampling.beams,
-        np.int32(min(options.max_codes, cfg.gpt.most_codes)),
-    )
+    sampling, limit = options.sampling, np.int32(min(options.max_codes, cfg.gpt.most_codes))
+    beams = sampling.beams
     dtype = jax.tree.leaves(params["gpt"])[0].dtype
     ahead = cfg.conditioner.speaker.latents + 5  # slots before and after a text
     width = jax.random.key_data(jax.random.key(0)).size
