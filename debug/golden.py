@@ -1,8 +1,11 @@
 """Golden tensors and the one table of tolerances, shared by the tests and the validator."""
 
+import json
 import os
+import zipfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +15,7 @@ FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
 TOLERANCE = {
     "block": 1e-5,  # relative: one block of a network, fed the reference's input
     "component": 1e-4,  # relative: a whole network
+    "recording": 1e-6,  # absolute: samples after resampling
     "front end": 1e-4,  # absolute: filterbank features and log-mel
     # The reference computes CAMPPlus's features and the log-mel in float32, and so is itself up to 5e-4 off where a
     # band is 1e7 times weaker than the loudest (0.2 % of all values by more than 1e-4); ours keeps 1e-4 of float64.
@@ -23,6 +27,7 @@ TOLERANCE = {
     "scores": 1e-3,  # absolute: processed logits
     "gradient": 1e-2,  # relative: against finite differences
 }
+ABSOLUTE = {"recording", "front end", "front end rounding", "mel", "samples", "scores"}
 
 
 @lru_cache(maxsize=4)
@@ -31,9 +36,28 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
     Read from tests/fixtures/golden (a small choice of arrays), or from the folder in INDEXTTS_GOLDEN.
     """
-    folder = Path(os.environ.get("INDEXTTS_GOLDEN", FIXTURES / "golden"))
-    with np.load(folder / f"{name}.npz") as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    return read(Path(os.environ.get("INDEXTTS_GOLDEN", FIXTURES / "golden")) / f"{name}.npz")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What the reference computed: an .npz file, a folder of .npy files, or the .json of text or emotion cases.
+
+    -> arrays by key; of a .json file, its contents under the file's name. Raises FileNotFoundError and ValueError.
+    """
+    try:
+        if path.is_dir():
+            found = {file.stem: np.load(file) for file in sorted(path.glob("*.npy"))}
+            if not found:
+                raise ValueError("it holds no .npy files")
+            return found
+        if path.suffix == ".json":
+            return {path.stem: json.loads(path.read_text("utf-8"))}
+        with np.load(path) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; debug/dump_python.py makes one") from None
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a golden file, or cut short ({error}); make it again") from None
 
 
 def relative(a: object, b: object) -> float:

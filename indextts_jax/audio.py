@@ -127,7 +127,8 @@ def _check(samples: np.ndarray, rate: int, name: str) -> None:
     if not np.isfinite(samples).all():
         raise AudioError(f"{name} holds samples that are NaN or infinite; export it again")
     if np.abs(samples - samples.mean()).max() < SILENCE:
-        raise AudioError(f"{name} is silent; give one with speech in its first {MAX_SECONDS} s")
+        seconds = len(samples) / rate
+        raise AudioError(f"{name} is silent in the {seconds:.1f} s that were read; give one with speech there")
 
 
 def resample_sinc(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

@@ -376,6 +376,7 @@ def test_unusable_files_are_named(tmp_path: Path, load):
     broken[100] = np.nan
     loud = speech(0.5)
     loud[5] = np.inf
+    quiet = "is silent in the 0.5 s that were read; give one with speech"
     for path, message in (
         (tmp_path / "missing.wav", "no such file; check the path"),
         (tmp_path, "is a folder; give one audio file"),
@@ -384,9 +385,15 @@ def test_unusable_files_are_named(tmp_path: Path, load):
         (nothing, r"is empty \(0 bytes\)"),
         (write(tmp_path / "empty.wav", np.zeros(0)), r"has 0.000 s of sound; at least 0.1 s are needed"),
         (write(tmp_path / "short.wav", speech(0.09)), r"has 0.090 s of sound; at least 0.1 s are needed"),
-        (write(tmp_path / "silent.wav", np.zeros(8000)), "is silent; give one with speech"),
-        (write(tmp_path / "faint.wav", speech(0.5) * 1e-5), "is silent; give one with speech"),
-        (write(tmp_path / "offset.wav", np.full(8000, 0.3)), "is silent; give one with speech"),
+        (write(tmp_path / "silent.wav", np.zeros(8000)), quiet),
+        (
+            write(tmp_path / "faint.wav", speech(0.5) * 1e-5),
+            quiet,
+        ),
+        (
+            write(tmp_path / "offset.wav", np.full(8000, 0.3)),
+            quiet,
+        ),
         (write(tmp_path / "nan.wav", broken), "NaN or infinite; export it again"),
         (write(tmp_path / "inf.wav", loud), "NaN or infinite; export it again"),
     ):
@@ -398,7 +405,7 @@ def test_unusable_files_are_named(tmp_path: Path, load):
 
 def test_speech_after_the_first_15_seconds_is_not_heard():
     samples = np.concatenate([np.zeros(15 * 16000 + 1000, np.float32), speech(2)])
-    with pytest.raises(audio.AudioError, match="the take is silent; give one with speech in its first 15 s"):
+    with pytest.raises(audio.AudioError, match="the take is silent in the "):
         audio.emotion(samples, 16000, "the take")
 
 
