@@ -16,8 +16,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from debug.follow import Case, Comparison, Golden
 from debug.golden import ABSOLUTE, TOLERANCE, absolute, read, relative
-from debug.stages import STAGES, Case, Comparison, Golden
+from debug.stages import STAGES
 from indextts_jax import checkpoint, models
 from indextts_jax.checkpoint import Model
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from debug import validate
+from debug.follow import Case, Golden
 from debug.golden import FIXTURES, golden
-from debug.stages import STAGES, Case, Golden
+from debug.stages import STAGES
 from indextts_jax import checkpoint
 from indextts_jax.checkpoint import Model
 from tests.test_decoding import with_stop_bias
