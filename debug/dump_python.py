@@ -163,7 +163,7 @@ def _vector(value: str) -> list[float]:
 
 def _check(options: argparse.Namespace) -> dict[str, Any]:
     """Refuse what could not end well, before the minutes of computing; -> the model's config.yaml."""
-    if options.output.exists() or options.output.is_symlink():
+    if options.output and (options.output.exists() or options.output.is_symlink()):
         raise Refusal(f"{options.output} exists; remove it or choose another --output")
     if not options.text.strip():
         raise Refusal("--text is empty")
@@ -327,8 +327,8 @@ def wrap(owner: Any, name: str, function: Callable[..., Any]) -> None:
     setattr(owner, name, partial(function, getattr(owner, name)))
 
 
-def dump(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Run the reference once; -> every array by key."""
+def build(options: argparse.Namespace, config: dict[str, Any]) -> tuple[Any, Any, str, int]:
+    """The reference's system with the weights of `options.model_dir`: -> (it, torch, text normaliser, its width)."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.path.insert(0, str(options.reference.resolve()))
     import torch
@@ -359,7 +359,13 @@ def dump(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, np.nd
         for key, weight in module.named_parameters():
             if key not in states[name] or states[name][key].shape != weight.shape:
                 raise Refusal(f"{paths[name]} has no {key} of shape {list(weight.shape)}")
+    return tts, torch, normaliser, width
 
+
+def dump(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Run the reference once; -> every array by key."""
+    tts, torch, normaliser, width = build(options, config)
+    qwen = options.emotion_text is not None
     recorder = Recorder(options.layers)
     record_front(recorder, tts)
     record_conditioning(recorder, tts, torch, width)

@@ -19,7 +19,7 @@ import numpy as np
 from debug.follow import Case, Comparison, Golden
 from debug.golden import ABSOLUTE, TOLERANCE, absolute, read, relative
 from debug.stages import STAGES
-from indextts_jax import checkpoint, models
+from indextts_jax import audio, checkpoint, models
 from indextts_jax.checkpoint import Model
 
 # What a stage needs of the model; one that is not named here is its own component.
@@ -195,13 +195,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         message = " ".join(str(error).split())
     except KeyboardInterrupt:
-        message = "interrupted"
+        print("validate: interrupted", file=sys.stderr)
+        return 130
     print(f"validate: error: {message}", file=sys.stderr)
     return 2
 
 
 def _run(options: argparse.Namespace) -> int:
     golden = Golden(read(options.golden))
+    for path in filter(None, (options.speaker, options.emotion_audio)):
+        audio.read(path)
     stages = [name for name in STAGES if not options.component or name in options.component]
     needed = {part for name in stages for part in NEEDS.get(name, (name,))}
     model = checkpoint.load(options.model, "float32", [name for name in models.COMPONENTS if name in needed])

@@ -119,11 +119,12 @@ def process(scores: Array, seen: Array, sampling: Sampling) -> Array:
     scores = scores / jnp.asarray(sampling.temperature, scores.dtype)
     least = 2 if sampling.beams > 1 else 1
     k = min(max(sampling.top_k, least) if sampling.top_k else scores.shape[-1], scores.shape[-1])
-    best = jax.lax.top_k(scores, k)[0]  # descending
+    # Descending. As rows: of more axes a TPU would sort everything.
+    best = jax.lax.top_k(scores.reshape(-1, scores.shape[-1]), k)[0].reshape(*scores.shape[:-1], k)
     # Ascending sums as the reference takes them: whatever lies in the lower 1 - p goes, but never the best.
     tail = jnp.cumsum(jax.nn.softmax(best, axis=-1)[..., ::-1], axis=-1)[..., ::-1]
     kept = tail > 1.0 - jnp.asarray(sampling.top_p, scores.dtype)
-    kept = kept.at[..., :least].set(True)
+    kept = kept | (jnp.arange(k) < least).reshape((1,) * (kept.ndim - 1) + (k,))
     lowest = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scores < lowest, -jnp.inf, scores)
 
@@ -133,7 +134,8 @@ def draw(logits: Array, seen: Array, keys: Array, sampling: Sampling, cfg: GPTCo
 
     The start code is never drawn: the reference does not forbid it and indexes past its codebook when it comes.
     """
-    scores = process(logits.at[:, cfg.start_code].set(-jnp.inf), seen, sampling)
+    allowed = jnp.arange(logits.shape[-1])[None] != cfg.start_code
+    scores = process(jnp.where(allowed, logits, -jnp.inf), seen, sampling)
     if not sampling.sample:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
@@ -148,7 +150,7 @@ def candidates(
     continuations, by the largest of scores with Gumbel noise (arXiv:1903.06059). The start code is never among them.
     """
     B, K, V = logits.shape
-    scores = jax.nn.log_softmax(logits, axis=-1).at[..., cfg.start_code].set(-jnp.inf)
+    scores = jnp.where(jnp.arange(V)[None, None] == cfg.start_code, -jnp.inf, jax.nn.log_softmax(logits, axis=-1))
     scores = (process(scores, seen, sampling) + running[:, :, None]).reshape(B, K * V)
     if sampling.sample:
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (K * V,)))(keys)
@@ -219,7 +221,7 @@ def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, lim
         )
     )
     keep = active[:, None]
-    seen = seen.at[rows[:, None], jnp.arange(K)[None], codes].set(True)
+    seen = seen | (jnp.arange(seen.shape[-1])[None, None] == codes[:, :, None])
     return state._replace(
         visible=jnp.where(keep[..., None], visible, state.visible),
         counts=jnp.where(active, counts, state.counts),

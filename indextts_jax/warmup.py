@@ -193,16 +193,15 @@ def _flow(
     frames = content.shape[1]
     keys = jax.ShapeDtypeStruct((batch,), jax.random.key(0).dtype)
     yield Program("noise", f"{batch} rows, {frames} frames", pipeline._noise, (keys, frames, own.mels), {})
-    # The state, the prompt and the content, of which only the last comes of weights.
+    # The prompt and the content, of which only the latter comes of weights.
     packed = []
-    for width, of, place in ((own.mels, np.float32, False), (own.mels, dtype, False), (own.content, dtype, True)):
-        first, second, both = (struct((batch, n, width), of) for n in (prompt, frames, T))
+    for width, place in ((own.mels, False), (own.content, True)):
+        first, second, both = (struct((batch, n, width), dtype) for n in (prompt, frames, T))
         parts = first, lengths, _placed(second) if place else second, T
         yield Program("packing of prompts", f"{first} {second} {T}", s2mel.pack, parts, {})
         packed.append(_placed(both) if place else both)
     arguments = (
-        params["s2mel"], own, *packed,
+        params["s2mel"], own, struct((batch, frames, own.mels)), *packed,
         struct((batch, own.style), dtype), lengths, lengths, options.steps, options.guidance, False,
     )  # fmt: skip
-    yield (solve := Program("flow", f"{batch} rows, {T} frames", s2mel.solve, arguments, {}))
-    yield Program("unpacking", f"{batch} rows, {T} to {frames}", s2mel.unpack, (_result(solve), lengths, frames), {})
+    yield Program("flow", f"{batch} rows, {T} frames of which {frames} are spoken", s2mel.solve, arguments, {})

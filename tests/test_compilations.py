@@ -49,7 +49,7 @@ def test_fifty_sentences(converted):
     packed = rungs(frames[0] + int(1.72 * min(codes)), frames[1] + int(1.72 * max(codes)), buckets.FRAMES)
     bound = {
         "prefix": text, "prefill": begin, "admit": begin * cache, "advance": cache, "latents": text * drawn,
-        "solve": packed, "vocode": drawn,
+        "solve": packed * drawn, "vocode": drawn,
     }  # fmt: skip
     assert all(1 <= grown[stage] <= bound[stage] for stage in bound), (grown, bound)
     assert watch.programs <= 4 * sum(bound.values())  # with the small operations between the stages

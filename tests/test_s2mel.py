@@ -67,6 +67,22 @@ def test_time_frequencies_are_the_checkpoints(tiny):
         np.testing.assert_array_max_ulp(s2mel.time_frequencies(len(stored)), stored, maxulp=1)
 
 
+def test_a_window_of_the_estimator_equals_the_whole():
+    """From `reach` frames before the target on, or from the row's begin where the prompt is shorter than that."""
+    cfg, params, T, F = S2MEL, parameters("s2mel", S2MEL)["estimator"], 40, 14
+    prompts, targets = np.array([25, 3, 0]), np.array([14, 9, 14])
+    assert prompts[1] < cfg.reach < prompts[0]
+    arrays = normal(0, 3, T, cfg.mels), normal(1, 3, T, cfg.mels), normal(2, 3, T, cfg.content), normal(3, 3, cfg.style)
+    inputs = ({"estimator": params}, cfg, *arrays, np.full(3, 0.4, np.float32), prompts + targets)
+    estimate = jax.jit(s2mel.estimate, static_argnames=("cfg", "frames"))
+    whole, starts = np.asarray(estimate(*inputs)), np.maximum(prompts - cfg.reach, 0)
+    part = np.asarray(estimate(*inputs, starts=starts, frames=F + cfg.reach))
+    nearer = np.asarray(estimate(*inputs, starts=starts + (prompts > cfg.reach), frames=F + cfg.reach))
+    for i, (start, p, f) in enumerate(zip(starts, prompts, targets, strict=True)):
+        assert relative(part[i, p - start : p - start + f], whole[i, p : p + f]) <= TOLERANCE["block"]
+    assert relative(nearer[0, cfg.reach - 1 : cfg.reach + 13], whole[0, 25:39]) > TOLERANCE["block"]  # a frame too few
+
+
 # ---- solver ---------------------------------------------------------------------------------------------------------
 
 

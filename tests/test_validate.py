@@ -219,6 +219,9 @@ def test_another_model_and_nothing_to_compare(converted, run, tmp_path):
     assert (status, "holds nothing that text could be compared with" in err) == (2, True)
     status, _, err = run("--model", tmp_path, "--golden", LAYERS)
     assert (status, "model.json: no such file" in err) == (2, True)
+    (tmp_path / "text.wav").write_text("no recording")
+    status, _, err = run("--model", converted, "--golden", LAYERS, "--speaker", tmp_path / "text.wav")
+    assert (status, "text.wav cannot be read as audio" in err) == (2, True)
 
 
 def test_judging_what_is_no_number():

@@ -50,6 +50,11 @@ class S2MelConfig:
     wavenet_kernel: int = 5
 
     @property
+    def reach(self) -> int:
+        """How many frames before and after its own a frame of the WaveNet hears."""
+        return self.wavenet_layers * (self.wavenet_kernel // 2)
+
+    @property
     def feed_forward(self) -> int:
         """Two thirds of four times the width, rounded up to a multiple of 256."""
         return -(-int(2 * 4 * self.width / 3) // 256) * 256
@@ -240,18 +245,26 @@ class WaveNet(nn.Module):
 
 
 class Estimator(nn.Module):
-    """The velocity of the flow at x. x, prompt [B, T, M], content [B, T, K], style [B, style], t [B], lengths [B]."""
+    """The velocity of the flow at x. x, prompt [B, T, M], content [B, T, K], style [B, style], t [B], lengths [B].
+
+    With a window, what follows the transformer runs on `frames` frames from `starts` [B] on alone: -> [B, frames, M].
+    """
 
     cfg: S2MelConfig
 
     @nn.compact
-    def __call__(self, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array) -> Array:
+    def __call__(
+        self, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array,
+        starts: Array | None = None, frames: int | None = None,
+    ) -> Array:  # fmt: skip
         cfg, D, W = self.cfg, self.cfg.width, self.cfg.wavenet_width
         time = TimeEmbedding(D, name="time")(t, x.dtype)
         content = nn.Dense(D, name="content")(content)
         style = jnp.broadcast_to(style[:, None], (*x.shape[:2], style.shape[-1]))
         h = nn.Dense(D, name="merge")(jnp.concatenate([x, prompt, content, style], axis=-1))
         h = Transformer(cfg, name="transformer")(h, time, lengths)
+        if starts is not None and frames is not None:
+            h, x, lengths = unpack(h, starts, frames), unpack(x, starts, frames), lengths - starts
         h = nn.Dense(D, name="skip")(jnp.concatenate([h, x], axis=-1))
         y = nn.Dense(W, name="wavenet_in")(h)
         y = WaveNet(cfg, name="wavenet")(y, TimeEmbedding(W, name="wavenet_time")(t, x.dtype), lengths)
@@ -312,14 +325,17 @@ def content(
 
 
 def estimate(
-    params: dict, cfg: S2MelConfig, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array
-) -> Array:
+    params: dict, cfg: S2MelConfig, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array,
+    starts: Array | None = None, frames: int | None = None,
+) -> Array:  # fmt: skip
     """The velocity at x: x, prompt [B, T, M], content [B, T, K], style [B, style], t [B], lengths [B] -> [B, T, M].
 
-    t is float32, the other inputs are in the dtype of the weights and finite in their padding.
+    With starts [B] and frames, only of so many frames from there on: [B, frames, M], of which those past a row's length
+    are unspecified, and so are the first `cfg.reach` where a row does not start there. t is float32, the other inputs
+    are in the dtype of the weights and finite in their padding.
     Reference: indextts/s2mel/modules/diffusion_transformer.py, DiT.
     """
-    return apply(Estimator(cfg), params["estimator"], x, prompt, content, style, t, lengths)
+    return apply(Estimator(cfg), params["estimator"], x, prompt, content, style, t, lengths, starts, frames)
 
 
 def times(steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -389,13 +405,10 @@ def flow(
     dtype = dtype_of(params)
     T = frames or prompt.shape[1] + noise.shape[1]
     prompt, prompt_content, content = (a.astype(dtype) for a in (prompt, prompt_content, content))
-    x = pack(jnp.zeros(prompt.shape, jnp.float32), prompt_lengths, noise.astype(jnp.float32), T)
     mel = pack(prompt, prompt_lengths, jnp.zeros(noise.shape, dtype), T)
     both = pack(prompt_content, prompt_lengths, content, T)
-    x = solve(
-        params, cfg, x, mel, both, style.astype(dtype), prompt_lengths, prompt_lengths + lengths, steps, guidance, every
-    )
-    return unpack(x, prompt_lengths, noise.shape[1])
+    x = noise.astype(jnp.float32)
+    return solve(params, cfg, x, mel, both, style.astype(dtype), prompt_lengths, lengths, steps, guidance, every)
 
 
 @partial(jax.jit, static_argnames=("cfg", "steps", "guidance", "every"))
@@ -412,25 +425,33 @@ def solve(
     guidance: float = 0.7,
     every: bool = False,
 ) -> Array:
-    """`flow` on packed rows: x [B, T, M] float32, prompt [B, T, M], content [B, T, K], style [B, style].
+    """`flow` with packed conditions: x [B, F, M] float32 of the target, prompt [B, T, M], content [B, T, K].
 
-    prompt_lengths [B], lengths [B] of prompt and target together -> x at 1 [B, T, M], or after each step.
+    style [B, style], prompt_lengths [B], lengths [B] of the target -> x at 1 [B, F, M], or after each step.
     """
-    T, dtype = x.shape[1], dtype_of(params)
-    spoken = (valid(lengths, T) & ~valid(prompt_lengths, T))[:, :, None]
-    content = zero_padding(content, lengths)
+    F, T, dtype = x.shape[1], prompt.shape[1], dtype_of(params)
+    # The prompt's part of the state stays zero, so that its velocity is not needed: what follows the transformer hears
+    # no further than `reach` frames, and runs on the target and so many frames before it.
+    window = F + cfg.reach if F + cfg.reach < T else None
+    starts = jnp.maximum(prompt_lengths - cfg.reach, 0)
+    ahead = prompt_lengths - starts if window else prompt_lengths
+    content = zero_padding(content, prompt_lengths + lengths)
+    silence = jnp.zeros((x.shape[0], 1, cfg.mels), jnp.float32)
+    spoken = valid(lengths, F)[:, :, None]
     # The null branch of the guidance sees no prompt, no content and no style.
     branches = 1 if guidance == 0 else 2
     prompt, content, style = (jnp.concatenate([a, jnp.zeros_like(a)][:branches]) for a in (prompt, content, style))
-    stacked = jnp.tile(lengths, branches)
+    stacked, starts = (jnp.tile(a, branches) for a in (prompt_lengths + lengths, starts))
 
     def velocity(x: Array, t: Array) -> Array:
-        xs = jnp.tile(x.astype(dtype), (branches, 1, 1))
-        v = estimate(params, cfg, xs, prompt, content, style, jnp.full(stacked.shape, t), stacked).astype(jnp.float32)
+        xs = jnp.tile(pack(silence, prompt_lengths, x, T).astype(dtype), (branches, 1, 1))
+        times = jnp.full(stacked.shape, t)
+        v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if window else None, window)
+        v = v.astype(jnp.float32)
         if branches == 2:
             conditional, null = jnp.split(v, 2)
             v = (1 + guidance) * conditional - guidance * null
-        return jnp.where(spoken, v, 0.0)  # the prompt's part of the state stays zero
+        return jnp.where(spoken, unpack(v, ahead, F), 0.0)
 
     end, states = euler(velocity, jnp.where(spoken, x, 0.0), steps)
     return states if every else end

@@ -1,0 +1,100 @@
+"""How long the PyTorch reference takes, stage by stage; `indextts-jax bench --reference` runs it.
+
+It runs in the environment of the reference, like dump_python.py, whose checks and hooks it shares. One JSON object
+comes out: the seconds of every repetition, by stage.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import dump_python
+from dump_python import Refusal, wrap
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", type=Path, required=True, help="checkout of github.com/index-tts/index-tts")
+    parser.add_argument("--model-dir", type=Path, required=True, help="folder in the official layout")
+    parser.add_argument("--speaker", type=Path, required=True, help="recording of the voice")
+    parser.add_argument("--pieces", type=int, default=30, help="of the text (%(default)s)")
+    parser.add_argument("--codes", type=int, default=150, help="which are drawn, whatever the weights (%(default)s)")
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--force", action="store_true", help="try an unknown version of the reference")
+    options = parser.parse_args()
+    options.emotion_audio = options.emotion_text = options.output = None
+    options.text, options.max_codes = "A", options.codes
+    try:
+        config = dump_python._check(options)
+        found = measure(options, config)
+    except Refusal as refusal:
+        print(f"time_python.py: error: {' '.join(str(refusal).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps(found))
+    return 0
+
+
+def measure(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+    """Run the reference once to warm up, then with a clock at every stage: -> its seconds."""
+    tts, torch, _, _ = dump_python.build(options, config)
+    kaldi: Any = importlib.import_module("torchaudio.compliance.kaldi")
+    gpt, models = tts.gpt, tts.s2mel.models
+    seconds: dict[str, list[float]] = defaultdict(list)
+    now: dict[str, float] = {}
+    inside: list[float] = []  # seconds that stages within the running ones have taken
+
+    def clock(owner: Any, attribute: str, stage: str) -> None:
+        def timed(original: Any, *arguments: Any, **more: Any) -> Any:
+            inside.append(0.0)
+            begin = time.perf_counter()
+            out = original(*arguments, **more)
+            if options.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - begin
+            now[stage] = now.get(stage, 0.0) + taken - inside.pop()
+            if inside:
+                inside[-1] += taken
+            return out
+
+        wrap(owner, attribute, timed)
+
+    with torch.no_grad():
+        gpt.mel_head.bias[tts.stop_mel_token] = -1e4
+    wrap(tts.tokenizer, "tokenize", lambda original, text: original(text)[:1] * options.pieces)
+    for owner, attribute, stage in (
+        (tts, "extract_features", "w2v-BERT"), (tts, "get_emb", "w2v-BERT"),
+        (tts.semantic_codec, "quantize", "RepCodec"),
+        (kaldi, "fbank", "CAMPPlus"), (tts.campplus_model, "forward", "CAMPPlus"), (tts, "mel_fn", "mel"),
+        (gpt, "get_conditioning", "conditioners"),
+        (gpt, "merge_emovec", "conditioners"), (gpt, "inference_speech", "codes"), (gpt, "forward", "second pass"),
+        (models["gpt_layer"], "forward", "content"), (models["length_regulator"], "forward", "content"),
+        (tts.semantic_codec.quantizer, "vq2emb", "content"), (models["cfm"], "inference", "flow"),
+        (tts.bigvgan, "forward", "BigVGAN"),
+    ):  # fmt: skip
+        clock(owner, attribute, stage)
+    length = 0.0
+    for n in range(options.repeat + 1):
+        now.clear()
+        tts.cache_spk_cond = tts.cache_emo_cond = None  # so that it listens again
+        begin = time.perf_counter()
+        rate, wave = next(
+            tts.infer_generator(str(options.speaker), options.text, None, num_beams=options.beams,
+                                max_mel_tokens=options.codes)
+        )  # fmt: skip
+        now["whole chain"] = time.perf_counter() - begin
+        length = len(wave) / rate
+        if n:
+            for stage, taken in now.items():
+                seconds[stage].append(taken)
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "audio_s": length, "stages": dict(seconds)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,391 @@
+"""Every jitted stage lowers for a TPU as it does for a CPU and a GPU, and what a TPU does slowly stands here by name.
+
+Official sizes, in shapes alone: nothing is compiled, no weights are made. What is not shown is how fast a TPU is.
+"""
+
+import importlib
+import math
+import pkgutil
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import indextts_jax
+from indextts_jax import decoding, models, warmup
+from indextts_jax.config import Config
+from indextts_jax.decoding import Sampling
+from indextts_jax.models import emotion, gpt, qwen3, s2mel
+from indextts_jax.models.qwen3 import Qwen3Config
+from indextts_jax.pipeline import Options
+from indextts_jax.warmup import Program, Uses, struct
+from tests import small
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+LANES = 128  # the last axis of a TPU's tile
+INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "top_k")
+
+# The targets of custom calls, each with the reason why it may stay and what a TPU has in its place. There is none.
+CALLS: dict[str, str] = {}
+
+
+class Access(NamedTuple):
+    """An operation that a TPU does piece by piece, or by sorting."""
+
+    where: str  # the function that asks for it
+    operation: str
+    pieces: int  # slices of a gather or scatter, rows of a sort or top_k
+    size: int  # elements of each
+
+
+class Note(NamedTuple):
+    count: int  # in one step of a loop, all layers together
+    reason: str  # why it may stay
+
+
+# Everything indexed inside a loop, at 2 rows, 3 beams and 256 slots; 2 rows with guidance; 2 questions.
+LOOPS = {
+    "decoding.advance": {
+        Access("decoding.advance", "gather", 2, 3): Note(1, "the last codes: a few numbers per row"),
+        Access("gpt._embed", "gather", 6, 1280): Note(2, "whole rows of the two tables, one per beam"),
+        Access("gpt.Block", "scatter", 6, 1280): Note(
+            48,
+            "a slot per beam in every cache; around it a TPU copies the whole cache to another layout: to be measured",
+        ),
+        Access("decoding.process", "top_k", 6, 8194): Note(
+            1, "the 30 best of each beam: of two axes, so a TPU sorts nothing"
+        ),
+        Access("decoding.candidates", "top_k", 2, 24582): Note(
+            1, "the 6 best continuations of each row: of two axes, so a TPU sorts nothing"
+        ),
+        Access("decoding.candidates", "top_k", 2, 6): Note(1, "their order without the noise: 6 numbers"),
+        Access("decoding.candidates", "gather", 12, 1): Note(2, "the scores and codes of 6 continuations per row"),
+        Access("decoding._decide", "sort", 2, 6): Note(1, "which of 6 continuations go on"),
+        Access("decoding._decide", "gather", 6, 1): Note(3, "score, parent and code of each beam"),
+        Access("decoding._decide", "gather", 6, 256): Note(1, "whole rows: the slots that each beam sees"),
+        Access("decoding._decide", "gather", 6, 8194): Note(1, "whole rows: the codes that each beam has seen"),
+        Access("decoding._decide", "scatter", 2, 3): Note(3, "the trace: three numbers per row"),
+    },
+    "s2mel.solve": {
+        Access("s2mel.euler", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
+        Access("s2mel.pack", "gather", 1280, 80): Note(2, "the target to its place behind the prompt, frame by frame"),
+        Access("s2mel.unpack", "gather", 508, 512): Note(
+            1, "what follows the transformer has a window, frame by frame"
+        ),
+        Access("s2mel.unpack", "gather", 508, 80): Note(1, "the state in the same window"),
+        Access("s2mel.unpack", "gather", 222, 80): Note(1, "the target's part of the velocity, frame by frame"),
+        Access("layers.pad_edges", "gather", 8, 512): Note(8, "two mirrored frames per row and WaveNet layer"),
+        Access("layers.pad_edges", "scatter", 4, 1024): Note(8, "the same frames to where each row ends"),
+    },
+    "qwen3.generate": {
+        Access("qwen3._decode", "gather", 2, 1024): Note(1, "a whole row of the table per question"),
+        Access("qwen3.Block", "scatter", 2, 1024): Note(4, "as in gpt.Block; some 100 steps, once per text"),
+        Access("qwen3.generate", "scatter", 1, 2): Note(1, "one id per row"),
+    },
+}
+
+# Outside of loops: gathers and scatters of MANY pieces or more.
+MANY = 500
+ONCE = {
+    "w2vbert.encode": {
+        Access("w2vbert.Attention", "gather", 89401, 32): Note(
+            17, "every pair of frames looks up the score of its distance: slow on a TPU, once per recording"
+        ),
+    },
+    "decoding.pack": {
+        Access("decoding.pack", "gather", 512, 1280): Note(48, "moves every slot, column by column, once per 64 steps"),
+        Access("decoding.pack", "gather", 512, 3): Note(1, "the same for what the beams see"),
+    },
+    "s2mel.pack": {Access("s2mel.pack", "gather", 1280, 512): Note(2, "whole frames, once per utterance")},
+    "s2mel.regulate": {Access("s2mel.Regulator", "gather", 516, 512): Note(1, "whole frames, once per recording")},
+}
+
+# Sizes in the products of the loops that fill no whole tile.
+PARTIAL = {
+    ("gpt._attend", 64): "the width of a head, as it was trained",
+    ("gpt.logits", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
+    ("layers.attend", 64): "the width of a head, as it was trained",
+    ("s2mel.Estimator", 80): "mel bands, once per step",
+    ("s2mel.Estimator", 592): "width and mel bands side by side, once per step",
+    ("s2mel.Estimator", 864): "state, prompt, content and style side by side, once per step",
+}
+
+
+# ---- what is lowered ------------------------------------------------------------------------------------------------
+
+
+def jitted() -> dict[str, Any]:
+    """Every jitted function of the package by name."""
+    found = {}
+    for module in pkgutil.walk_packages(indextts_jax.__path__, "indextts_jax."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, jax.stages.Wrapped):
+                found[name(value)] = value
+    return found
+
+
+def name(function: Any) -> str:
+    return f"{function.__module__.removeprefix('indextts_jax.').removeprefix('models.')}.{function.__name__}"
+
+
+@cache
+def programs(dtype: str) -> dict[str, Program]:
+    """One program of every jitted function, of official size, for two rows."""
+    if dtype == "float32":
+        # The same with other weights: to list them anew would be to trace every stage once more.
+        return {stage: _in_float32(program) for stage, program in programs("bfloat16").items()}
+    cfg = Config(qwen3=Qwen3Config(layers=2))  # of 28: nothing else depends on them, and each is traced four times
+    listed = warmup.programs(cfg, Options(), Uses(batches=(2,), codes=(48,)), dtype)
+    return {name(program.function): program for program in (*listed, *_others(cfg, dtype))}
+
+
+def _in_float32(program: Program) -> Program:
+    def wide(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == jnp.bfloat16:
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+        return jnp.dtype(jnp.float32) if isinstance(leaf, np.dtype) else leaf
+
+    return program._replace(arguments=jax.tree.map(wide, program.arguments))
+
+
+def _others(cfg: Config, dtype: str) -> Iterator[Program]:
+    """What is jitted and no stage of its own, or not of every use."""
+
+    def program(function: Any, *arguments: Any, **keywords: Any) -> Program:
+        return Program(function.__name__, "", function, arguments, keywords)
+
+    def parameters(component: str) -> Any:
+        shapes = models.shapes(component, getattr(cfg, component))
+        return jax.tree.map(lambda leaf: struct(leaf.shape, dtype), shapes)
+
+    integers, feeling, vector = struct((2,), np.int32), parameters("emotion"), struct((2, cfg.gpt.width))
+    state = decoding.empty.eval_shape(cfg.gpt, 2, 3, 1024, jnp.dtype(dtype))
+    codes = struct((2, 3), np.int32)
+    yield program(gpt.step, parameters("gpt"), cfg.gpt, state.caches, codes, integers, integers, state.visible)
+    yield program(s2mel.target_lengths, integers)
+    yield program(s2mel.unpack, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)
+    yield program(emotion.similar, feeling, cfg.emotion, struct((2, cfg.emotion.style)))
+    yield program(emotion.drawn, jax.eval_shape(lambda: jax.random.key(0)), cfg.emotion)
+    eight = len(cfg.emotion.groups)
+    yield program(emotion.mixture, feeling, struct((2, eight)), struct((2, eight), np.int32), vector)
+    assert cfg.qwen3 is not None
+    question = parameters("qwen3"), cfg.qwen3, struct((2, 128), np.int32), integers
+    yield program(qwen3.logits, *question)
+    yield (begun := program(qwen3.prefill, *question, capacity=256))
+    yield program(qwen3.step, *question[:2], begun.result()[1], integers, integers)
+    yield program(qwen3.generate, *question, most=128)
+
+
+# ---- what a lowering holds ------------------------------------------------------------------------------------------
+
+
+class Operation(NamedTuple):
+    operation: Any
+    looped: bool
+    where: str  # the innermost function of the package that asks for it
+
+
+def lowered(program: Program) -> list[Operation]:
+    """The operations that a TPU is given, those of a function once for every call of it."""
+    traced = program.function.trace(*program.arguments, **program.keywords)
+    module: Any = traced.lower(lowering_platforms=("tpu",)).compiler_ir("stablehlo")
+    functions = {function.attributes["sym_name"].value: function.operation for function in module.body.operations}
+
+    def inside(operation: Any, looped: bool, where: str) -> Iterator[Operation]:
+        for region in operation.regions:
+            for block in region:
+                for one in block.operations:
+                    yield from visit(one.operation, looped, where)
+
+    def visit(operation: Any, looped: bool, where: str) -> Iterator[Operation]:
+        where = _function(operation) or where
+        yield Operation(operation, looped, where)
+        if operation.name == "func.call":
+            yield from inside(functions[operation.attributes["callee"].value], looped, where)
+        yield from inside(operation, looped or operation.name == "stablehlo.while", where)
+
+    return list(inside(functions["main"], False, ""))
+
+
+_FRAME = re.compile(r'"([^"]+)"\("[^"]*/indextts_jax/(?:\w+/)*(\w+)\.py"')
+
+
+def _function(operation: Any) -> str:
+    """From the call stack at an operation, innermost first; none where the lowering is shared by several callers."""
+    frame = _FRAME.search(str(operation.location))
+    return f"{frame[2]}.{frame[1].split('.<locals>')[0].removesuffix('.__call__')}" if frame else ""
+
+
+def accesses(operations: list[Operation], looped: bool) -> Counter[Access]:
+    """What is indexed or sorted inside of loops, or outside of them."""
+    found = (_access(one) for one in operations if one.looped == looped)
+    return Counter(access for access in found if access)
+
+
+def _access(one: Operation) -> Access | None:
+    kind = one.operation.name.partition(".")[2]
+    if kind not in INDEXED:
+        return None
+    shapes, result = _shapes(one.operation)
+    if kind in ("gather", "scatter"):  # operand, indices, and of a scatter what is written
+        pieces, elements = math.prod(shapes[1][:-1]), math.prod(result if kind == "gather" else shapes[2])
+    elif kind in ("sort", "top_k"):
+        pieces, elements = math.prod(shapes[0][:-1]), math.prod(shapes[0])
+    else:
+        pieces, elements = 1, math.prod(result if kind == "dynamic_slice" else shapes[1])
+    return Access(one.where, kind, pieces, elements // pieces)
+
+
+def _shapes(operation: Any) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+    """Of the operands, and of the first result."""
+    return [tuple(value.type.shape) for value in operation.operands], tuple(operation.results[0].type.shape)
+
+
+def sizes(operations: list[Operation]) -> Iterator[tuple[str, int]]:
+    """The sizes in the products of loops: what is summed over, and the features of the weights."""
+    for operation, looped, where in operations:
+        if not looped:
+            continue
+        if operation.name == "stablehlo.dot_general":
+            [left, right], _ = _shapes(operation)
+            numbers = str(operation.attributes["dot_dimension_numbers"])
+            summed = re.search(r"lhs_contracting_dimensions = \[([\d, ]+)\]", numbers)
+            if summed:  # a norm's scale is written as a product over nothing
+                yield from ((where, left[int(i)]) for i in summed[1].split(","))
+                yield from ((where, size) for size in right if len(right) == 2)
+        elif operation.name == "stablehlo.convolution":
+            [_, kernel], _ = _shapes(operation)
+            yield from ((where, size) for size in kernel[-2:])
+
+
+# ---- every stage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", sorted(jitted()))
+def test_every_stage_lowers_for_every_platform(stage, dtype):
+    assert stage in programs(dtype), "a jitted function of which no program is listed here"
+    assert custom_calls(programs(dtype)[stage]) <= CALLS.keys()
+
+
+def custom_calls(program: Program) -> set[str]:
+    """The targets of a program's custom calls on all platforms; an error where one of them lacks what it needs."""
+    exported = export.export(program.function, platforms=PLATFORMS)(*program.arguments, **program.keywords)
+    assert exported.platforms == PLATFORMS
+    return set(re.findall(r"stablehlo\.custom_call @([\w.]+)", exported.mlir_module()))
+
+
+@pytest.mark.parametrize("stage", sorted(jitted()))
+def test_what_is_indexed_is_noted(stage):
+    """Another gather in a loop fails here until the table has it, with the reason why it may stay."""
+    operations = lowered(programs("bfloat16")[stage])
+    assert accesses(operations, looped=True) == counts(LOOPS.get(stage, {}))
+    many = {access: n for access, n in accesses(operations, looped=False).items() if moved(access) >= MANY}
+    assert many == counts(ONCE.get(stage, {}))
+
+
+def counts(notes: dict[Access, Note]) -> dict[Access, int]:
+    assert all(note.reason for note in notes.values())
+    return {access: note.count for access, note in notes.items()}
+
+
+def moved(access: Access) -> int:
+    return access.pieces if access.operation in ("gather", "scatter") else 0
+
+
+def test_products_in_loops_are_of_whole_tiles_but_for_those_noted():
+    found = {
+        size for stage in ("decoding.advance", "s2mel.solve") for size in sizes(lowered(programs("bfloat16")[stage]))
+    }
+    assert ("s2mel.WaveNet", 1024) in found
+    assert {(where, size) for where, size in found if size % LANES} == PARTIAL.keys()
+
+
+# ---- other ways of use ----------------------------------------------------------------------------------------------
+
+
+def variants() -> Iterator[tuple[str, Program]]:
+    """Static arguments that are not the defaults, of small size."""
+
+    def parameters(component: str, cfg: Any) -> Any:
+        return jax.tree.map(lambda leaf: struct(leaf.shape), models.shapes(component, cfg))
+
+    weights = parameters("gpt", small.GPT)
+    for beams, sample, top_k in ((1, True, 30), (1, False, 0), (3, False, 0), (3, True, 0)):
+        state = decoding.empty.eval_shape(small.GPT, 2, beams, 64, jnp.dtype(np.float32))
+        sampling = Sampling(beams, sample, top_k)
+        arguments = weights, small.GPT, state, sampling, np.int32(8), struct((), bool)
+        yield "decoding.advance", Program(f"{sampling}", "", decoding.advance, arguments, {})
+    cfg, integers = small.S2MEL, struct((2,), np.int32)
+    mel, content = struct((2, 12, cfg.mels)), struct((2, 12, cfg.content))
+    arguments = parameters("s2mel", cfg), cfg, mel, mel, content, struct((2, cfg.style)), integers, integers
+    for keywords in ({"guidance": 0.0}, {"every": True}):
+        yield "s2mel.solve", Program(f"{keywords}", "", s2mel.solve, arguments, keywords)
+
+
+# What these index beyond the defaults.
+OTHERS = {
+    ("s2mel.euler", "dynamic_update_slice"): "the state after each step, kept where it is asked for",
+}
+
+
+@pytest.mark.parametrize(("stage", "program"), [pytest.param(*pair, id=pair[1].stage) for pair in variants()])
+def test_other_settings_lower_as_well_and_index_no_more(stage, program):
+    assert custom_calls(program) <= CALLS.keys()
+    noted = {(access.where, access.operation) for access in LOOPS[stage]} | OTHERS.keys()
+    assert {(access.where, access.operation) for access in accesses(lowered(program), looped=True)} <= noted
+
+
+# ---- these tests can fail -------------------------------------------------------------------------------------------
+
+
+def one(function: Any, *shapes: jax.ShapeDtypeStruct) -> Program:
+    return Program("", "", jax.jit(function), shapes, {})
+
+
+def test_a_call_back_to_the_host_does_not_pass():
+    x = struct((4,))
+    with pytest.raises((NotImplementedError, ValueError), match=r"callback|platform"):
+        custom_calls(one(lambda a: jax.pure_callback(np.sin, x, a), x))
+
+
+def test_a_custom_call_is_found():
+    assert "Eigh" in custom_calls(one(lambda a: jnp.linalg.eigh(a)[0], struct((4, 4))))
+
+
+def test_what_one_platform_lacks_does_not_pass():
+    with pytest.raises(NotImplementedError, match="tpu"):
+        custom_calls(one(jnp.linalg.eigvals, struct((4, 4))))
+
+
+def test_an_access_is_found_in_loops_in_calls_and_nowhere_else():
+    def function(table, places):
+        def step(row, _):
+            return jnp.take_along_axis(row, places, axis=0), None  # lowered as a call
+
+        row = table.at[places, 0].set(0.0)[:, 1]
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: jax.lax.scan(step, x, length=3)[0], row)
+
+    operations = lowered(one(function, struct((8, 2)), struct((8,), np.int32)))
+    assert accesses(operations, looped=True) == {Access("", "gather", 8, 1): 1}
+    assert accesses(operations, looped=False) == {Access("", "scatter", 8, 1): 1}
+
+
+def test_another_gather_in_the_solver_is_found(monkeypatch):
+    [program] = [program for _, program in variants() if program.keywords == {"every": True}]
+    estimate = s2mel.estimate
+
+    def reversed_in_time(params, cfg, x, *rest):
+        return estimate(params, cfg, jnp.take(x, jnp.arange(x.shape[1])[::-1], axis=1), *rest)
+
+    monkeypatch.setattr(s2mel, "estimate", reversed_in_time)
+    solve = jax.jit(lambda *arguments: s2mel.solve.__wrapped__(*arguments), static_argnums=1)
+    found = accesses(lowered(program._replace(function=solve, keywords={})), looped=True)
+    assert Access("s2mel.solve", "gather", 12, 4 * small.S2MEL.mels) in found
