@@ -257,7 +257,7 @@ def sizes(operations: list[Operation]) -> Iterator[tuple[str, int]]:
             [left, right], _ = _shapes(operation)
             numbers = str(operation.attributes["dot_dimension_numbers"])
             summed = re.search(r"lhs_contracting_dimensions = \[([\d, ]+)\]", numbers)
-            if summed:  # a norm's scale is written as a product over nothing
+            if summed:
                 yield from ((where, left[int(i)]) for i in summed[1].split(","))
                 yield from ((where, size) for size in right if len(right) == 2)
         elif operation.name == "stablehlo.convolution":
@@ -389,3 +389,42 @@ def test_another_gather_in_the_solver_is_found(monkeypatch):
     solve = jax.jit(lambda *arguments: s2mel.solve.__wrapped__(*arguments), static_argnums=1)
     found = accesses(lowered(program._replace(function=solve, keywords={})), looped=True)
     assert Access("s2mel.solve", "gather", 12, 4 * small.S2MEL.mels) in found
+
+
+# ---- precision ------------------------------------------------------------------------------------------------------
+
+
+def loose_products(program: Program) -> set[tuple[str, str]]:
+    """Products of float32 that do not say how exact they must be: an accelerator takes 8 to 11 bits of each factor."""
+
+    def visit(jaxpr: Any) -> Iterator[tuple[str, str]]:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general" and equation.params["precision"] in (None, LOOSE):
+                left, right = (variable.aval for variable in equation.invars)
+                if left.dtype == right.dtype == np.float32:
+                    yield left.str_short(), right.str_short()
+            for value in equation.params.values():
+                for part in value if isinstance(value, tuple | list) else [value]:
+                    inner = getattr(part, "jaxpr", part)
+                    if hasattr(inner, "eqns"):
+                        yield from visit(inner)
+
+    with jax.default_matmul_precision("default"):  # as on an accelerator; these tests have another setting
+        return set(visit(program.function.trace(*program.arguments, **program.keywords).jaxpr.jaxpr))
+
+
+LOOSE = (jax.lax.Precision.DEFAULT, jax.lax.Precision.DEFAULT)
+
+
+@pytest.mark.parametrize("stage", sorted(jitted()))
+def test_float32_products_beside_bfloat16_are_exact(stage):
+    """What stays float32 where the weights are bfloat16 does so for its precision: no product may round it again."""
+    assert loose_products(programs("bfloat16")[stage]) == set()
+
+
+def test_a_loose_product_is_found():
+    def scanned(a, b):
+        return jax.lax.scan(lambda x, _: (jnp.einsum("ij,jk->ik", x, b), None), a, length=3)[0]
+
+    assert loose_products(one(scanned, struct((4, 4)), struct((4, 4)))) == {("float32[4,4]", "float32[4,4]")}
+    assert loose_products(one(scanned, *[struct((4, 4), jnp.bfloat16)] * 2)) == set()

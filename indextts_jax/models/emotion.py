@@ -40,7 +40,8 @@ def similar(params: dict, cfg: EmotionConfig, style: Array) -> Array:
     Reference: indextts/infer_v2.py, find_most_similar_cosine.
     """
     wide, rows = style.astype(jnp.float32), params["style"].astype(jnp.float32)
-    cosine = jnp.einsum("bs,rs->br", wide, rows) / jnp.maximum(jnp.linalg.norm(rows, axis=-1), 1e-8)[None]
+    products = jnp.einsum("bs,rs->br", wide, rows, precision=jax.lax.Precision.HIGHEST)
+    cosine = products / jnp.maximum(jnp.linalg.norm(rows, axis=-1), 1e-8)[None]
     parts = [cosine[:, a : a + n].argmax(axis=-1) + a for a, n in zip(cfg.starts, cfg.groups, strict=True)]
     return jnp.stack(parts, axis=1).astype(jnp.int32)
 
@@ -60,4 +61,5 @@ def mixture(params: dict, weights: Array, rows: Array, base: Array) -> Array:
     """
     vectors = params["vector"].astype(jnp.float32)[rows]  # [B, E, D]
     rest = 1 - weights.sum(axis=-1, keepdims=True)
-    return jnp.einsum("be,bed->bd", weights, vectors) + rest * base.astype(jnp.float32)
+    felt = jnp.einsum("be,bed->bd", weights, vectors, precision=jax.lax.Precision.HIGHEST)
+    return felt + rest * base.astype(jnp.float32)

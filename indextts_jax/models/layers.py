@@ -125,7 +125,9 @@ class LayerNorm(nn.Module):
             shape = (x.shape[-1],)
             scale = self.param("scale", nn.initializers.ones, shape).astype(jnp.float32)
             bias = self.param("bias", nn.initializers.zeros, shape).astype(jnp.float32)
-            y = jnp.einsum("...c,c->...c", y, scale) + bias.reshape((1,) * (x.ndim - 1) + shape)
+            # No einsum: it would be a product, which an accelerator rounds to fewer bits.
+            scale, bias = (a.reshape((1,) * (x.ndim - 1) + shape) for a in (scale, bias))
+            y = y * scale + bias
         return y.astype(x.dtype)
 
 
@@ -139,7 +141,7 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
-        return jnp.einsum("...c,c->...c", y, scale).astype(x.dtype)
+        return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None) -> Array:

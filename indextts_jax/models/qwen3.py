@@ -60,7 +60,7 @@ def rotate(x: Array, positions: Array, base: float) -> Array:
     """Rotate the pairs (i, i + H / 2) of x [B, T, N, H] by position · base^(−2i / H), in float32 (arXiv:2104.09864)."""
     H = x.shape[-1]
     frequencies = base ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
-    angles = jnp.einsum("bt,h->bth", positions.astype(jnp.float32), frequencies)[:, :, None]
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

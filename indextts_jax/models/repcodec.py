@@ -86,7 +86,8 @@ def nearest(params: dict, x: Array) -> Array:
     directions = _unit(_dense(quantizer["in"], x))
     codebook = _unit(quantizer["codebook"]["embedding"])
     # Between unit vectors the nearest is the one of largest product.
-    return jnp.argmax(jnp.einsum("btk,vk->btv", directions, codebook), axis=-1).astype(jnp.int32)
+    cosine = jnp.einsum("btk,vk->btv", directions, codebook, precision=jax.lax.Precision.HIGHEST)
+    return jnp.argmax(cosine, axis=-1).astype(jnp.int32)
 
 
 def _unit(x: Array) -> Array:
