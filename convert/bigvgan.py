@@ -6,7 +6,7 @@ from typing import Any
 
 from indextts_jax.convert.table import Leaves, Module, Row, Table, convolution, parameters, stacked, weight_norm
 from indextts_jax.convert.tensors import CheckpointError, Tensors, flatten, read_pth
-from indextts_jax.models.bigvgan import BigVGANConfig
+from indextts_jax.models.bigvgan import BigVGANConfig, low_pass
 
 _KNOWN = {
     "resblock": "1",
@@ -63,4 +63,5 @@ def table(cfg: BigVGANConfig) -> Table:
         for j, block in enumerate(blocks):
             rows.append(Row(f"{block}.convs1.{{i}}", f"stage_{i}/dilated_{{i}}_{j}", weight_norm(convolution)))
             rows.append(Row(f"{block}.convs2.{{i}}", f"stage_{i}/plain_{{i}}_{j}", weight_norm(convolution)))
-    return Table(rows, unused=["*.upsample.filter", "*.downsample.lowpass.filter"])  # computed
+    filters = ("*.upsample.filter", "*.downsample.lowpass.filter")
+    return Table(rows, computed={name: lambda shape: low_pass().reshape(1, 1, -1) for name in filters})

@@ -18,7 +18,7 @@ from indextts_jax.convert.table import (
     pointwise,
 )
 from indextts_jax.convert.tensors import Tensors, flatten, read_pth
-from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig
+from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig, sinusoids
 
 _MODULES = ("conditioning_encoder.", "perceiver_encoder.", "emo_", "emovec_layer.")
 
@@ -109,5 +109,8 @@ def table(cfg: ConditionerConfig) -> Table:
             Row("emovec_layer", "emotion/project", dense),
             Row("emo_layer", "emotion/merge", dense),
         ],
-        unused=["conditioning_encoder.embed.pos_enc.pe", "emo_conditioning_encoder.embed.pos_enc.pe"],
+        computed={
+            f"{prefix}conditioning_encoder.embed.pos_enc.pe": lambda shape: sinusoids(*shape[-2:]).reshape(shape)
+            for prefix in ("", "emo_")
+        },
     )

@@ -17,7 +17,7 @@ from indextts_jax.convert.table import (
     weight_norm,
 )
 from indextts_jax.convert.tensors import CheckpointError, Tensors, flatten, read_pth
-from indextts_jax.models.s2mel import S2MelConfig
+from indextts_jax.models.s2mel import S2MelConfig, time_frequencies
 
 
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
@@ -81,8 +81,6 @@ def table(cfg: S2MelConfig) -> Table:
         ],
         unused=[
             f"{dit}.input_pos",
-            f"{dit}.t_embedder.freqs",  # computed
-            f"{dit}.t_embedder2.freqs",
             f"{dit}.x_embedder.*",
             f"{dit}.cond_embedder.*",
             f"{dit}.content_mask_embedder.*",
@@ -90,6 +88,9 @@ def table(cfg: S2MelConfig) -> Table:
             "length_regulator.embedding.weight",
             "length_regulator.mask_token",
         ],
+        computed={
+            f"{dit}.{name}.freqs": lambda shape: time_frequencies(shape[0]) for name in ("t_embedder", "t_embedder2")
+        },
     )
 
 

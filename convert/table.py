@@ -69,10 +69,14 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The rows of a component, and the patterns of the tensors that it does not use ("*" any, "{17+}" 17 and up)."""
+    """The rows of a component, and the patterns of the tensors that it does not use ("*" any, "{17+}" 17 and up).
+
+    `computed`: those that hold constants, which the system computes: pattern -> what a tensor of a shape must hold.
+    """
 
     rows: Sequence[Row]
     unused: Sequence[str] = ()
+    computed: Mapping[str, Callable[[tuple[int, ...]], np.ndarray]] = {}
 
 
 # ---- kinds ----------------------------------------------------------------------------------------------------------
@@ -217,6 +221,16 @@ def files(tensors: Tensors) -> str:
     return " and ".join(sorted({str(tensor.file) for tensor in tensors.values()}))
 
 
+def _check_constant(where: str, name: str, stored: np.ndarray, compute: Callable[..., np.ndarray]) -> None:
+    """See that the constant in a checkpoint is the one that the system computes, but for half precision."""
+    expected = compute(stored.shape)
+    if stored.shape != expected.shape or not np.abs(stored.astype(np.float32) - expected).max() <= 5e-3:
+        raise CheckpointError(
+            f"{where}: {name} is a constant, but not the one that this system computes; the checkpoint is damaged or "
+            "of another architecture"
+        )
+
+
 class Report(NamedTuple):
     """What became of a component's tensors."""
 
@@ -283,7 +297,11 @@ def fill(
         row = rows.get(left[0].rpartition("/")[0], "which no row of its table names")
         raise CheckpointError(f"{where}: a tensor is missing, nothing fills {component} {left[0]} ({row})")
     rest = sorted(tensors.keys() - used.keys())
-    unused = [name for name in rest if _is_unused(name, table.unused)]
+    unused = [name for name in rest if _is_unused(name, (*table.unused, *table.computed))]
+    for pattern, compute in {} if dry else table.computed.items():
+        for name in unused:
+            if _is_unused(name, [pattern]):
+                _check_constant(where, name, tensors[name].read(), compute)
     unknown = sorted(set(rest) - set(unused))
     if unknown:
         more = ", ..." if len(unknown) > 10 else ""

@@ -329,6 +329,31 @@ def test_misshapen_tensors_are_named_with_both_shapes(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("bigvgan", "resblocks.3.activations.2.upsample.filter"),
+        ("bigvgan", "activation_post.downsample.lowpass.filter"),
+        ("s2mel", "cfm.estimator.t_embedder2.freqs"),
+        ("conditioner", "emo_conditioning_encoder.embed.pos_enc.pe"),
+    ],
+)
+def test_constants_that_are_not_ours_are_named(folder, component, name):
+    """The reference computes with what stands in its files, ours with constants: another one would be another sound."""
+
+    def damage(state: dict) -> None:
+        if component == "s2mel":
+            for other in state.keys() - {"net"}:
+                del state[other]
+            part, _, rest = name.partition(".")
+            state["net"][part][rest][..., -1] += 0.02
+        else:
+            state.get("generator", state)[name][..., -1] += 0.02
+
+    change(folder / FILES[component], damage)
+    assert refused(component, folder).startswith(f"{folder / FILES[component]}: {name} is a constant, but not the one ")
+
+
 def test_unknown_tensors_are_left_out_or_refused(folder, whole, caplog):
     change(folder / "gpt.pth", lambda state: state.update({"gpt.wte.weight": np.zeros(3, np.float32)}))
     tree, report = convert.read("gpt", folder)

@@ -60,7 +60,7 @@ class Attention(nn.Module):
         B, T, D = x.shape
         N, H = self.cfg.heads, D // self.cfg.heads
         q, k, v = jnp.split(nn.Dense(3 * D, name="qkv")(x).reshape(B, T, 3 * N, H), 3, axis=2)
-        position = nn.Dense(D, use_bias=False, name="position")(jnp.asarray(_sinusoids(T, D), x.dtype))
+        position = nn.Dense(D, use_bias=False, name="position")(jnp.asarray(sinusoids(T, D), x.dtype))
         content_bias = self.param("content_bias", nn.initializers.normal(), (N, H))
         position_bias = self.param("position_bias", nn.initializers.normal(), (N, H))
         q_position, position = q + position_bias[None, None], position.reshape(T, N, H)
@@ -163,7 +163,7 @@ class EmotionEncoder(nn.Module):
         return nn.Dense(self.cfg.width, name="merge")(nn.Dense(self.cfg.width, name="project")(x))
 
 
-def _sinusoids(frames: int, width: int) -> np.ndarray:
+def sinusoids(frames: int, width: int) -> np.ndarray:
     """Sines and cosines interleaved, [T, D] float32, of angles rounded to float32 as the reference rounds them."""
     rates = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-np.log(10000.0) / width))
     angles = np.arange(frames, dtype=np.float32)[:, None] * rates
