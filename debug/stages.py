@@ -119,7 +119,8 @@ def front_ends(case: Case) -> Iterator[Comparison]:
         recording = audio.load_speaker(case.speaker)
         yield from compare("load_speaker", "audio.spk_22k_librosa", recording.samples_22k[None], "recording")
         yield from compare("load_speaker", "audio.spk_16k", recording.samples_16k[None], "recording")
-    if felt := case.emotion or case.speaker:
+    # Without a recording of its own the emotion is the speaker's.
+    if felt := case.emotion or (None if case.meta.get("emo_audio") else case.speaker):
         yield from compare("load_emotion", "audio.emo_16k_librosa", audio.load_emotion(felt)[None], "recording")
     if (samples := case.first("audio.spk_22k_librosa")) is not None:
         ours = audio.resample_sinc(samples[0], audio.MEL_RATE, audio.SPEECH_RATE)
@@ -614,9 +615,7 @@ def _recording(case: Case) -> audio.Recording | None:
             return None
         ours = audio.resample_sinc(samples[0], audio.MEL_RATE, audio.SPEECH_RATE)
         recording = audio.Recording(samples[0], ours, ours)
-    if felt is None or (case.speaker and not case.emotion):
-        return recording
-    return recording._replace(emotion_16k=felt.reshape(-1))
+    return recording if felt is None else recording._replace(emotion_16k=felt.reshape(-1))
 
 
 STAGES: dict[str, Callable[[Case], Iterator[Comparison]]] = {

@@ -163,7 +163,7 @@ def as_json(verdicts: Sequence[Verdict], unused: Sequence[str]) -> str:
     """Everything as one object; differences that are no number are null."""
     rows = []
     for verdict in verdicts:
-        row = verdict._replace(comparison=None)._asdict()
+        row = verdict._asdict()
         del row["comparison"]
         rows.append({k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()})
     held = all(verdict.held for verdict in verdicts)

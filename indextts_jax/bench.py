@@ -10,13 +10,14 @@ import datetime
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -377,6 +378,8 @@ def reference(checkout: Path, model: Path, python: str, setting: Setting, repeat
     script = Path(__file__).parent.parent / "debug" / "time_python.py"
     if not script.is_file():
         raise FileNotFoundError(f"{script}: no such file; --reference works in a checkout of this project only")
+    if shutil.which(python) is None:
+        raise FileNotFoundError(f"{python}: no such interpreter; name one that has what the reference needs")
     with tempfile.TemporaryDirectory() as folder:
         voice = Path(folder) / "voice.wav"
         audio.write_wav(voice, audio.to_int16(noise(setting)), RATE)
@@ -489,7 +492,7 @@ def table(result: dict[str, Any], before: dict[str, Any] | None = None, least: f
     return "\n".join(lines)
 
 
-_SETTING = ("dtype", "batch", "beams", "codes", "seconds", "pieces", "flow_steps")
+_SETTING = tuple(each.name for each in fields(Setting))
 
 
 def _stages(result: dict[str, Any], chain: dict[str, Any]) -> list[dict[str, Any]]:

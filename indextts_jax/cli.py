@@ -399,9 +399,9 @@ def _bench(options: argparse.Namespace) -> None:
         raise ValueError("--reference needs --reference-model, a folder in the official layout")
     before = _read_figures(options.compare) if options.compare else None
     dtypes = options.dtype or [checkpoint.default_dtype()]
-    logging.getLogger("indextts_jax").setLevel(logging.ERROR)  # every utterance is cut off where it should be
     chains, stages = [], []
-    with tempfile.TemporaryDirectory() as cache:  # compiled anew, whatever was compiled before
+    # Compiled anew, whatever was compiled before; every utterance is cut off where it should be.
+    with tempfile.TemporaryDirectory() as cache, _without_warnings():
         jax.config.update("jax_compilation_cache_dir", cache)
         machine = bench.measure(dtypes)
         for dtype in dtypes:
@@ -411,10 +411,12 @@ def _bench(options: argparse.Namespace) -> None:
             params = model.params if model else bench.parameters(cfg, dtype)
             sizes = options.batch, options.beams, options.codes, options.voice_seconds, options.pieces
             for size in itertools.product(*sizes):
-                chain, found = bench.run(params, cfg, bench.Setting(dtype, *size, options.steps), options.repeat)
-                if options.reference and chain.setting.batch == 1:  # it has no batches
+                setting, theirs = bench.Setting(dtype, *size, options.steps), None
+                if options.reference and setting.batch == 1:  # it has no batches; it goes first, for it may refuse
                     where = options.reference, options.reference_model, options.reference_python
-                    chain.reference = bench.reference(*where, chain.setting, options.repeat)
+                    theirs = bench.reference(*where, setting, options.repeat)
+                chain, found = bench.run(params, cfg, setting, options.repeat)
+                chain.reference = theirs
                 chains.append(chain)
                 stages += found
             del model, params
@@ -424,6 +426,15 @@ def _bench(options: argparse.Namespace) -> None:
         audio.write_whole(options.json, (json.dumps(result, indent=1) + "\n").encode())
     if options.plot:
         audio.write_whole(options.plot, bench.plot(result))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(logging.NOTSET)
 
 
 def _read_figures(path: Path) -> Any:

@@ -1,6 +1,7 @@
 """The benchmark: what it counts, where it stands, and what it reports."""
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,23 @@ def test_earlier_figures_that_are_none(tmp_path, capsys, content, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_reference_that_cannot_run(tmp_path, capsys, monkeypatch):
+    """One line that names it, before anything of ours is timed."""
+    monkeypatch.setattr(jax.config, "update", lambda *change: None)  # the tests' own settings stay
+    monkeypatch.setattr(bench, "measure", lambda dtypes: MACHINE)
+    monkeypatch.setattr(bench, "parameters", lambda cfg, dtype: {})
+    for more, message in (
+        ([], "--reference needs --reference-model"),
+        (["--reference-model", str(tmp_path), "--reference-python", "/nowhere/python"], "/nowhere/python: no such"),
+        (["--reference-model", str(tmp_path)], f"{tmp_path}/config.yaml is missing"),
+    ):
+        assert cli.main(["bench", "--reference", str(tmp_path), *more]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert logging.getLogger("indextts_jax").isEnabledFor(logging.WARNING)
 
 
 def test_bad_numbers_and_places(tmp_path, capsys):

@@ -19,7 +19,7 @@ import pytest
 from jax import export
 
 import indextts_jax
-from indextts_jax import decoding, models, warmup
+from indextts_jax import bench, decoding, models, warmup
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import emotion, gpt, qwen3, s2mel
@@ -404,10 +404,8 @@ def loose_products(program: Program) -> set[tuple[str, str]]:
                 if left.dtype == right.dtype == np.float32:
                     yield left.str_short(), right.str_short()
             for value in equation.params.values():
-                for part in value if isinstance(value, tuple | list) else [value]:
-                    inner = getattr(part, "jaxpr", part)
-                    if hasattr(inner, "eqns"):
-                        yield from visit(inner)
+                for part in bench._jaxprs(value):
+                    yield from visit(part)
 
     with jax.default_matmul_precision("default"):  # as on an accelerator; these tests have another setting
         return set(visit(program.function.trace(*program.arguments, **program.keywords).jaxpr.jaxpr))

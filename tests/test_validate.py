@@ -187,6 +187,10 @@ def test_what_is_read_of_the_recording(converted, run, tmp_path):
     status, out, _ = run(*options, FIXTURES / "audio" / "voice_24k_odd.wav")
     assert status == 1
     assert "First divergence: audio, load_speaker (audio.spk_22k_librosa)" in out
+    # An emotion of its own recording is not looked for in the speaker's.
+    mixed = ("--model", converted, "--golden", FIXTURES / "golden" / "zh_greedy_emotion_audio.npz", *options[4:])
+    assert run(*mixed, FIXTURES / "audio" / "voice_24k_odd.wav")[0] == 0
+    assert run(*mixed, voice, "--emotion-audio", voice)[0] == 1
 
 
 @pytest.mark.parametrize(
