@@ -52,10 +52,18 @@ class Note(NamedTuple):
 
 # Everything indexed inside a loop, at 2 rows, 3 beams and 256 slots; 2 rows with guidance; 2 questions.
 LOOPS = {
+    "conditioner.emotion_vector": {
+        Access("conditioner.Subsample", "dynamic_slice", 1, 18774): Note(1, "a block: the inputs of seven features"),
+        Access("conditioner.Subsample", "dynamic_slice", 1, 1835008): Note(1, "a block: their weights"),
+    },
+    "conditioner.speaker_latents": {
+        Access("conditioner.Subsample", "dynamic_slice", 1, 9387): Note(1, "a block: the inputs of seven features"),
+        Access("conditioner.Subsample", "dynamic_slice", 1, 1835008): Note(1, "a block: their weights"),
+    },
     "decoding.advance": {
         Access("decoding.advance", "gather", 2, 3): Note(1, "the last codes: a few numbers per row"),
         Access("gpt._embed", "gather", 6, 1280): Note(2, "whole rows of the two tables, one per beam"),
-        Access("gpt.Block", "scatter", 6, 1280): Note(
+        Access("gpt._write", "scatter", 6, 1280): Note(
             48,
             "a slot per beam in every cache; around it a TPU copies the whole cache to another layout: to be measured",
         ),
@@ -111,7 +119,7 @@ ONCE = {
 PARTIAL = {
     ("gpt._attend", 64): "the width of a head, as it was trained",
     ("gpt.logits", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
-    ("layers.attend", 64): "the width of a head, as it was trained",
+    ("layers._attend", 64): "the width of a head, as it was trained",
     ("s2mel.Estimator", 80): "mel bands, once per step",
     ("s2mel.Estimator", 592): "width and mel bands side by side, once per step",
     ("s2mel.Estimator", 864): "state, prompt, content and style side by side, once per step",

@@ -39,15 +39,44 @@ class ConditionerConfig:
     emotion: EncoderConfig = EncoderConfig(512, 4, 1024, 4, 1, 1024, 1365)
 
 
+class Affine(nn.Module):
+    """The parameters of a linear map, for one who multiplies himself."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
+        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:])
+
+
 class Subsample(nn.Module):
-    """A 3x3 convolution of stride 2 over time and features, flattened: [B, T, F] -> [B, (T - 1) // 2, D]."""
+    """A 3x3 convolution of stride 2 over time and features, flattened: [B, T, F] -> [B, (T - 1) // 2, D].
+
+    The convolution makes D / 4 as many numbers of every input, so it and the product that follows are done for a few
+    features at a time.
+    """
 
     cfg: EncoderConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.relu(nn.Conv(self.cfg.width, (3, 3), 2, padding="VALID", name="conv")(x[..., None]))  # [B, T', F', D]
-        return nn.Dense(self.cfg.width, name="out")(x.reshape(*x.shape[:2], -1))
+        B, T, F = (x.shape[0], *((n - 1) // 2 for n in x.shape[1:]))
+        D, group = self.cfg.width, max(n for n in range(1, 9) if F % n == 0)
+        taps, first = Affine((3, 3, 1, D), name="conv")()
+        weight, last = Affine((F * D, D), name="out")()
+        seen = [x[:, i : i + 2 * T - 1 : 2, j : j + 2 * F - 1 : 2] for i in range(3) for j in range(3)]
+        patches = jnp.stack(seen, axis=-1).reshape(B, T, F // group, group, 9)
+
+        def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+            patch, weight = part  # [B, T, group, 9], [group * D, D]
+            y = nn.relu(jnp.einsum("btgi,id->btgd", patch, taps.reshape(9, D)) + first[None, None, None])
+            y = jnp.einsum("bti,id->btd", y.reshape(B, T, -1), weight, preferred_element_type=jnp.float32)
+            return total + y, None
+
+        parts = jnp.moveaxis(patches, 2, 0), weight.reshape(F // group, group * D, D)
+        total, _ = jax.lax.scan(add, jnp.zeros((B, T, D)), parts)
+        return total.astype(x.dtype) + last[None, None]
 
 
 class Attention(nn.Module):

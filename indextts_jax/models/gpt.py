@@ -73,15 +73,22 @@ class Block(nn.Module):
             y = attend(q, k, v, mask)
             cache = LayerCache(*(jnp.transpose(a, (0, 2, 3, 1)) for a in (k, v)))
         else:
-            rows, places = jnp.arange(B)[:, None], slots[:, None] + jnp.arange(T)[None]
-            pairs = zip(cache, (k, v), strict=True)
-            cache = LayerCache(*(old.at[rows, :, :, places].set(new, mode="drop") for old, new in pairs))
+            cache = LayerCache(*(_write(old, new, slots) for old, new in zip(cache, (k, v), strict=True)))
             y = _attend(q, cache, mask)
         y = y.reshape(B, T, D)
         x = x + Dense(D, name="out")(y)
         y = Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
         x = x + Dense(D, name="down")(nn.gelu(y, approximate=True))
         return x, cache
+
+
+def _write(old: Array, new: Array, slots: Array) -> Array:
+    """New keys or values [B, T, N, H] into old ones [B, N, H, S], at slots [B] and after; none past the last slot."""
+    B, T = new.shape[:2]
+    places = slots[:, None] + jnp.arange(T)[None]
+    if B * T == 1:  # XLA's CPU compiler copies the whole cache twice to write one slot of one row
+        return jnp.where(jnp.arange(old.shape[3]) == places[0, 0], jnp.transpose(new, (0, 2, 3, 1)), old)
+    return old.at[jnp.arange(B)[:, None], :, :, places].set(new, mode="drop")
 
 
 def _attend(q: Array, cache: LayerCache, mask: Array) -> Array:

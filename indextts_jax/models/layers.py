@@ -144,16 +144,49 @@ class RMSNorm(nn.Module):
         return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
+LARGE = 2**18  # scores of one head, more than which a CPU does one head at a time
+
+
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None) -> Array:
     """Scaled dot-product attention: q [B, Q, N, H], k and v [B, K, N, H] -> [B, Q, N, H].
 
     `mask` (bool, True = seen) and `bias` (added before the scale) broadcast against the scores [B, N, Q, K].
     Scores and softmax in float32. A query that sees no key averages all values.
     """
-    scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32)
+    heads = *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), mask, bias
+    if q.shape[1] * k.shape[1] < LARGE:
+        y = _attend(*heads)
+    else:
+        y = jax.lax.platform_dependent(*heads, cpu=_attend_by_head, default=_attend)
+    return jnp.swapaxes(y, 1, 2)
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
+    """Of any number of heads: q [..., Q, H], k and v [..., K, H], mask and bias against [..., Q, K] -> [..., Q, H]."""
+    scores = jnp.einsum("...qh,...kh->...qk", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     scores = scores * (q.shape[-1] ** -0.5)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bnqk,bknh->bqnh", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+    return jnp.einsum("...qk,...kh->...qh", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
+    """One head of one row after another, so that its scores stay in a CPU's cache: half the time. q [B, N, Q, H] ..."""
+    B, N = q.shape[:2]
+
+    def part(x: Array | None, i: Array) -> Array | None:
+        """What row i // N and head i % N see of mask or bias; an axis of one is there for all."""
+        if x is None:
+            return None
+        for at in (i // N, i % N):
+            x = jax.lax.dynamic_index_in_dim(x, at if x.shape[0] > 1 else 0, keepdims=False)
+        return x
+
+    def one(head: tuple[Array, ...]) -> Array:
+        i, *qkv = head
+        return _attend(*qkv, part(mask, i), part(bias, i))
+
+    heads = (x.reshape(B * N, *x.shape[2:]) for x in (q, k, v))
+    return jax.lax.map(one, (jnp.arange(B * N), *heads)).reshape(q.shape)
