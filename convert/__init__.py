@@ -115,7 +115,7 @@ def convert(
             shutil.copyfile(tokenizer, partial / "tokenizer.json")
         for component in components(folder, settings):
             tree, report = read(component, folder, strict)
-            checkpoint.save(partial, component, tree)
+            checkpoint.save(partial, component, getattr(cfg, component), tree)
             del tree
             reports.append(report)
             progress(report)

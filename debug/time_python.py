@@ -1,7 +1,8 @@
 """How long the PyTorch reference takes, stage by stage; `indextts-jax bench --reference` runs it.
 
-It runs in the environment of the reference, like dump_python.py, whose checks and hooks it shares. One JSON object
-comes out: the seconds of every repetition, by stage.
+It runs in the environment of the reference, like dump_python.py, whose checks and hooks it shares. Once it is warm, it
+runs again for every line on standard input, so that whoever asks can time something else in between. Each time one line
+of JSON comes out, beside what the reference prints: the seconds of every repetition so far, by stage.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ def main() -> int:
     parser.add_argument("--pieces", type=int, default=30, help="of the text (%(default)s)")
     parser.add_argument("--codes", type=int, default=150, help="which are drawn, whatever the weights (%(default)s)")
     parser.add_argument("--beams", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--force", action="store_true", help="try an unknown version of the reference")
     options = parser.parse_args()
@@ -33,16 +34,16 @@ def main() -> int:
     options.text, options.max_codes = "A", options.codes
     try:
         config = dump_python._check(options)
-        found = measure(options, config)
+        for found in measure(options, config):
+            print(json.dumps(found), flush=True)
     except Refusal as refusal:
         print(f"time_python.py: error: {' '.join(str(refusal).split())}", file=sys.stderr)
         return 2
-    print(json.dumps(found))
     return 0
 
 
-def measure(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """Run the reference once to warm up, then with a clock at every stage: -> its seconds."""
+def measure(options: argparse.Namespace, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Run the reference once to warm up, then for every line on standard input with a clock at every stage."""
     tts, torch, _, _ = dump_python.build(options, config)
     kaldi: Any = importlib.import_module("torchaudio.compliance.kaldi")
     gpt, models = tts.gpt, tts.s2mel.models
@@ -79,8 +80,8 @@ def measure(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
         (tts.bigvgan, "forward", "BigVGAN"),
     ):  # fmt: skip
         clock(owner, attribute, stage)
-    length = 0.0
-    for n in range(options.repeat + 1):
+    found: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "stages": seconds}
+    while True:
         now.clear()
         tts.cache_spk_cond = tts.cache_emo_cond = None  # so that it listens again
         begin = time.perf_counter()
@@ -89,11 +90,13 @@ def measure(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
                                 max_mel_tokens=options.codes)
         )  # fmt: skip
         now["whole chain"] = time.perf_counter() - begin
-        length = len(wave) / rate
-        if n:
+        if "audio_s" in found:  # it was warm
             for stage, taken in now.items():
                 seconds[stage].append(taken)
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "audio_s": length, "stages": dict(seconds)}
+        found["audio_s"] = len(wave) / rate
+        yield found
+        if not sys.stdin.readline():
+            return
 
 
 if __name__ == "__main__":

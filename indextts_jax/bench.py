@@ -78,6 +78,8 @@ class Stage:
     steps: int = 0  # of the loop inside, in one run: codes drawn, Euler steps; 0 without a loop
     flops: float = 0.0  # of all products of one run, counted in the traced program, loops included
     xla_flops: float = 0.0  # by XLA's own count, which takes a loop's body once
+    xla_bytes: float = 0.0  # likewise
+    temporary: int = 0  # bytes of memory while it runs, beside arguments and results: XLA's account
     bytes: float = 0.0  # arguments that are read whole (once per step of a loop) and results: what it must move
 
     @property
@@ -172,8 +174,8 @@ def device_peak() -> int | None:
 def products(jaxpr: Any, trips: int = 1) -> float:
     """Floating-point operations of all matrix products and convolutions of a traced program, scans included.
 
-    trips: how often the body of a while loop runs. Everything else (norms, activations, sums of shifted slices) is not
-    counted.
+    trips: how often the body of a while loop runs; of a conditional the longest branch counts. Everything else (norms,
+    activations, sums of shifted slices) is not counted.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -186,25 +188,18 @@ def products(jaxpr: Any, trips: int = 1) -> float:
             features = equation.params["dimension_numbers"].rhs_spec[0]
             total += 2 * math.prod(out[0].shape) * math.prod(kernel) / kernel[features]
         times = {"scan": equation.params.get("length", 1), "while": trips}.get(name, 1)
-        inner = [part for value in equation.params.values() for part in _jaxprs(value)]
-        total += times * sum(products(part, trips) for part in inner)
+        inner = [products(part, trips) for value in equation.params.values() for part in _jaxprs(value)]
+        total += times * (max(inner) if name == "cond" else sum(inner))
     return total
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:
-    """The programs inside a parameter of an equation; of a conditional every branch counts."""
+    """The programs inside a parameter of an equation."""
     for part in value if isinstance(value, tuple | list) else [value]:
         if hasattr(part, "jaxpr"):
             yield part.jaxpr
         elif hasattr(part, "eqns"):
             yield part
-
-
-def _scanned(jaxpr: Any) -> int:
-    """The steps of the longest scan, 0 without one."""
-    found = [equation.params["length"] for equation in jaxpr.eqns if equation.primitive.name == "scan"]
-    inner = (part for equation in jaxpr.eqns for value in equation.params.values() for part in _jaxprs(value))
-    return max([*found, *map(_scanned, inner)], default=0)
 
 
 def _read(jaxpr: Any) -> int:
@@ -281,14 +276,18 @@ class Recorder:
             traced = function.trace(*arguments, **keywords)
             out = jax.block_until_ready(function(*arguments, **keywords))
         stage.compile_s += watch.compiling
-        cost = traced.lower().cost_analysis() or {}
+        compiled = traced.lower().compile()  # the one that ran
+        cost, room = compiled.cost_analysis() or {}, compiled.memory_analysis()
         after = _counts([out])
         drawn = int((after - before).max()) if stage.name == "decoding" and before is not None else 0
         trips = -(-drawn // decoding.CHUNK)
-        steps, moved = drawn or _scanned(traced.jaxpr.jaxpr), _read(traced.jaxpr.jaxpr)
+        steps = self.setting.flow_steps if stage.name == "flow" else drawn
+        moved = _read(traced.jaxpr.jaxpr)
         stage.steps += steps
         stage.flops += products(traced.jaxpr.jaxpr, trips)
         stage.xla_flops += cost.get("flops", 0.0)
+        stage.xla_bytes += cost.get("bytes accessed", 0.0)
+        stage.temporary = max(stage.temporary, room.temp_size_in_bytes if room else 0)
         stage.bytes += max(steps, 1) * moved + _bytes(out)
         return out
 
@@ -316,9 +315,16 @@ def noise(setting: Setting) -> np.ndarray:
     return np.random.default_rng(0).normal(scale=0.1, size=round(setting.seconds * RATE)).astype(np.float32)
 
 
-def run(params: pipeline.Params, cfg: Config, setting: Setting, repeat: int = 3) -> tuple[Chain, list[Stage]]:
+def run(
+    params: pipeline.Params,
+    cfg: Config,
+    setting: Setting,
+    repeat: int = 3,
+    reference: Callable[[], dict[str, Any]] | None = None,
+) -> tuple[Chain, list[Stage]]:
     """Run the chain once to compile, then `repeat` times with a clock at every seam and, in turns, as it is.
 
+    `reference` is let run before each of them: a machine's speed wanders, and both should meet the same of it.
     The stop code is never drawn, so that every segment has `setting.codes`.
     """
     head = params["gpt"]["head"]
@@ -338,11 +344,12 @@ def run(params: pipeline.Params, cfg: Config, setting: Setting, repeat: int = 3)
         end = time.perf_counter()
         return middle - begin, end - middle, sum(len(speech.samples) / speech.rate for speech in spoken)
 
-    recorder, plain = Recorder(setting), []
+    recorder, plain, theirs = Recorder(setting), [], None
     with recorder.watching(), Stopwatch() as watch:
         recorder.begin(recording=False)
         first = chain()
     for _ in range(repeat):
+        theirs = reference() if reference else None
         with recorder.watching():
             recorder.begin(recording=True)
             chain()
@@ -351,7 +358,7 @@ def run(params: pipeline.Params, cfg: Config, setting: Setting, repeat: int = 3)
     listens, speaks, lengths = zip(*plain, strict=True)
     found = Chain(
         setting, first[0] + first[1], watch.compiling, float(np.median(listens)), float(np.median(speaks)),
-        max(speaks) - min(speaks), float(lengths[0]),
+        max(speaks) - min(speaks), float(lengths[0]), theirs,
     )  # fmt: skip
     return found, [stage for stage in recorder.stages.values() if stage.calls]
 
@@ -369,11 +376,12 @@ GROUPS = {
 }  # fmt: skip
 
 
-def reference(checkout: Path, model: Path, python: str, setting: Setting, repeat: int) -> dict[str, Any]:
-    """Time the PyTorch reference on the same recording, with as many pieces and codes: -> its seconds by stage.
+@contextmanager
+def reference(checkout: Path, model: Path, python: str, setting: Setting) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The PyTorch reference in a process of its own, on the same recording, with as many pieces and codes.
 
-    checkout: of the reference; model: a folder in the official layout; python: an interpreter with what it needs.
-    Raises FileNotFoundError and ValueError.
+    Gives a function that lets it run once: -> its seconds so far, by stage. checkout: of the reference; model: a folder
+    in the official layout; python: an interpreter with what it needs. Raises FileNotFoundError and ValueError.
     """
     script = Path(__file__).parent.parent / "debug" / "time_python.py"
     if not script.is_file():
@@ -381,25 +389,35 @@ def reference(checkout: Path, model: Path, python: str, setting: Setting, repeat
     if shutil.which(python) is None:
         raise FileNotFoundError(f"{python}: no such interpreter; name one that has what the reference needs")
     with tempfile.TemporaryDirectory() as folder:
-        voice = Path(folder) / "voice.wav"
+        voice, errors = Path(folder) / "voice.wav", Path(folder) / "errors"
         audio.write_wav(voice, audio.to_int16(noise(setting)), RATE)
-        numbers = {"pieces": setting.pieces, "codes": setting.codes, "beams": setting.beams, "repeat": repeat}
-        command = [
-            python,
-            str(script),
-            "--reference",
-            str(checkout),
-            "--model-dir",
-            str(model),
-            "--speaker",
-            str(voice),
-        ]
-        command += [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    if done.returncode or not lines:
-        raise ValueError(f"the reference could not be timed: {lines[-1] if lines else f'status {done.returncode}'}")
-    return json.loads(lines[-1])
+        given = {"reference": checkout, "model-dir": model, "speaker": voice}
+        given |= {"pieces": setting.pieces, "codes": setting.codes, "beams": setting.beams}
+        command = [python, str(script), *(str(part) for name, value in given.items() for part in (f"--{name}", value))]
+        with (
+            errors.open("w") as log,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        ):
+            asked, said = process.stdin, process.stdout
+            assert asked is not None
+            assert said is not None
+
+            def answer() -> dict[str, Any]:
+                for line in said:
+                    if line.startswith('{"torch"'):
+                        return json.loads(line)
+                last = errors.read_text().strip().splitlines()
+                raise ValueError(f"the reference could not be timed: {last[-1] if last else process.wait()}")
+
+            def run() -> dict[str, Any]:
+                print(file=asked, flush=True)
+                return answer()
+
+            try:
+                answer()  # it is warm
+                yield run
+            finally:
+                process.kill()
 
 
 def beside(result: dict[str, Any]) -> list[str]:
@@ -436,6 +454,7 @@ def report(machine: Machine, chains: Sequence[Chain], stages: Sequence[Stage]) -
         row = {"name": stage.name, **asdict(stage.setting), "calls": stage.calls, "steps": stage.steps}
         row |= {"compile_s": stage.compile_s, "run_s": stage.run_s, "spread_s": stage.spread_s, "runs_s": stage.runs_s}
         row |= {"flops": stage.flops, "xla_flops": stage.xla_flops, "bytes": stage.bytes}
+        row |= {"xla_bytes": stage.xla_bytes, "temporary_bytes": stage.temporary}
         rows.append(row | {"floor_s": floor, "fraction": floor / stage.run_s})
     return {
         "machine": asdict(machine),
@@ -466,8 +485,9 @@ def table(result: dict[str, Any], before: dict[str, Any] | None = None, least: f
         own = _stages(result, chain)
         lines += ["", f"## {chain['dtype']}, batch {chain['batch']}, {chain['beams']} beams, {chain['codes']} codes, "
                   f"{chain['seconds']:g} s of voice", ""]  # fmt: skip
-        lines.append(f"| stage | calls | compile s | run s | spread | GFLOP | XLA's | GB | floor s | reached |{last}")
-        lines.append("|---|---|---|---|---|---|---|---|---|---|" + "---|" * bool(before))
+        lines.append(f"| stage | calls | compile s | run s | spread | GFLOP | XLA's | GB | XLA's | room MB | floor s "
+                     f"| reached |{last}")  # fmt: skip
+        lines.append("|---|---|---|---|---|---|---|---|---|---|---|---|" + "---|" * bool(before))
         small = [row for row in own if row["run_s"] < least]
         for row in [*(row for row in own if row["run_s"] >= least), *_summed(small)]:
             earlier = old.get(_name(row))
@@ -475,6 +495,7 @@ def table(result: dict[str, Any], before: dict[str, Any] | None = None, least: f
             per = f" ({1e3 * row['run_s'] / row['steps']:.1f} ms a step)" if row["steps"] else ""
             times = f"{row['compile_s']:.1f} | {row['run_s']:.3f}{per} | {row['spread_s']:.3f}"
             work = f"{row['flops'] / 1e9:,.1f} | {row['xla_flops'] / 1e9:,.1f} | {row['bytes'] / 1e9:,.3f}"
+            work += f" | {row['xla_bytes'] / 1e9:,.3f} | {row['temporary_bytes'] / 1e6:,.0f}"
             floor = f"{row['floor_s']:.3f} | {100 * row['fraction']:.0f} %"
             lines.append(f"| {row['name']} | {row['calls']} | {times} | {work} | {floor} |" + ratio * bool(before))
         speaking = f"speaking {chain['speak_s']:.2f} s (spread {chain['spread_s']:.2f}) for {chain['audio_s']:.2f} s"
@@ -485,11 +506,79 @@ def table(result: dict[str, Any], before: dict[str, Any] | None = None, least: f
             f"{chain['compile_s']:.1f} of them compilation",
         ]  # fmt: skip
     lines += beside(result)
+    for curves in scaling(result):
+        lines += _grown(curves, least)
     memory = result["memory"]
     device = memory["device_peak_bytes"]
     lines += ["", f"peak memory: host {memory['host_peak_bytes'] / 2**30:.1f} GiB"
               + (f", device {device / 2**30:.1f} GiB" if device else "")]  # fmt: skip
     return "\n".join(lines)
+
+
+# ---- growth ---------------------------------------------------------------------------------------------------------
+
+SIZES = {"batch": "batch", "beams": "beams", "codes": "codes", "seconds": "seconds of voice", "pieces": "text pieces"}
+
+
+@dataclass
+class Curves:
+    """What every stage takes as one size grows and all others stay."""
+
+    size: str  # of SIZES
+    title: str
+    values: list[float]
+    seconds: dict[str, list[float]]  # of a stage, one per value
+    bytes: dict[str, list[float]]  # beside arguments and results
+
+
+def scaling(result: dict[str, Any]) -> list[Curves]:
+    """A set of curves for every size that has several values in a report, and every choice of the others."""
+    found = []
+    for size, word in SIZES.items():
+        groups: dict[Any, list[Any]] = {}
+        for chain in result["chains"]:
+            groups.setdefault(tuple(chain[key] for key in _SETTING if key != size), []).append(chain)
+        for chains in (sorted(group, key=lambda chain: chain[size]) for group in groups.values() if len(group) > 1):
+            own = [{row["name"]: row for row in _stages(result, chain)} for chain in chains]
+            names = [name for _, _, name in SEAMS if all(name in rows for rows in own)]
+            others = [f"{chains[0][key]:g} {other}" for key, other in SIZES.items() if key != size]
+            seconds, room = (
+                {name: [rows[name][key] for rows in own] for name in names} for key in ("run_s", "temporary_bytes")
+            )
+            seconds["whole chain"] = [chain["listen_s"] + chain["speak_s"] for chain in chains]
+            title = f"{word}: {chains[0]['dtype']}, {', '.join(others)}, {chains[0]['flow_steps']} steps"
+            found.append(Curves(size, title, [chain[size] for chain in chains], seconds, room))
+    return found
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """The slope of log y over log x by least squares: 1 is linear growth, 2 quadratic. NaN where y is not positive."""
+    if min(y) <= 0:
+        return math.nan
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def _grown(curves: Curves, least: float) -> list[str]:
+    """Curves as Markdown: the seconds, and the exponents over all values and between the last two."""
+    heads = "".join(f" {value:g} |" for value in curves.values)
+    lines = [
+        "",
+        f"## growth with {curves.title}",
+        "",
+        f"| seconds |{heads} exponent | at the end | room MB | exponent |",
+    ]
+    lines.append("|---|" + "---|" * (len(curves.values) + 4))
+    for name, seconds in curves.seconds.items():
+        if max(seconds) < 10 * least:
+            continue
+        room = curves.bytes.get(name)
+        memory = (
+            f"{room[0] / 1e6:,.0f} to {room[-1] / 1e6:,.0f} | {exponent(curves.values, room):.2f}" if room else " | "
+        )
+        end = exponent(curves.values[-2:], seconds[-2:])
+        times = "".join(f" {value:.3f} |" for value in seconds)
+        lines.append(f"| {name} |{times} {exponent(curves.values, seconds):.2f} | {end:.2f} | {memory} |")
+    return lines
 
 
 _SETTING = tuple(each.name for each in fields(Setting))
@@ -508,31 +597,54 @@ def _summed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Small stages as one row."""
     if not rows:
         return []
-    numbers = ("calls", "compile_s", "run_s", "spread_s", "flops", "xla_flops", "bytes", "floor_s")
+    numbers = ("calls", "compile_s", "run_s", "spread_s", "flops", "xla_flops", "bytes", "xla_bytes", "floor_s")
     total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in numbers}
+    total["temporary_bytes"] = max(row["temporary_bytes"] for row in rows)
     name = f"{len(rows)} small ones"
     return [rows[0] | total | {"name": name, "steps": 0, "fraction": total["floor_s"] / total["run_s"]}]
 
 
 def plot(result: dict[str, Any]) -> bytes:
-    """A picture (.png): what every stage takes beside its floor, one panel per setting. Needs matplotlib."""
+    """A picture (.png). Needs matplotlib.
+
+    One panel for every size that has several values, in which every stage is a curve; without such, one per setting of
+    what every stage takes beside its floor.
+    """
     import io
 
     from matplotlib.figure import Figure
 
-    chains = result["chains"]
-    figure = Figure(figsize=(9, 3.2 * len(chains)), layout="constrained")
-    for i, chain in enumerate(chains):
-        own = _stages(result, chain)
-        own = [row for row in own if row["run_s"] > 0.002 * sum(other["run_s"] for other in own)]
-        title = f"{chain['dtype']}, batch {chain['batch']}, {chain['beams']} beams, {chain['codes']} codes"
-        axes = figure.add_subplot(len(chains), 1, i + 1, title=title, xlabel="s", xscale="log")
-        place = np.arange(len(own))
-        axes.barh(place, [row["run_s"] for row in own], 0.4, label="measured")
-        axes.barh(place + 0.4, [max(row["floor_s"], 1e-6) for row in own], 0.4, label="floor")
-        axes.set_yticks(place + 0.2, [row["name"] for row in own])
-        axes.invert_yaxis()
-        axes.legend()
+    grown = scaling(result)
+    panels = len(grown or result["chains"])
+    figure = Figure(figsize=(9, (4.5 if grown else 3.2) * panels), layout="constrained")
+    for i in range(panels):
+        axes = figure.add_subplot(panels, 1, i + 1)
+        _draw_curves(axes, grown[i]) if grown else _draw_bars(axes, result, result["chains"][i])
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
+
+
+def _draw_curves(axes: Any, curves: Curves) -> None:
+    most = max(max(seconds) for seconds in curves.seconds.values())
+    shown = {name: seconds for name, seconds in curves.seconds.items() if max(seconds) > 0.002 * most}
+    for name, seconds in shown.items():
+        label = f"{name}: {exponent(curves.values, seconds):.2f}"
+        axes.plot(curves.values, seconds, "o-", label=label, linewidth=3 if name == "whole chain" else 1.5)
+    axes.set(title=curves.title, xlabel=SIZES[curves.size], ylabel="s", xscale="log", yscale="log")
+    axes.set_xticks(curves.values, [f"{value:g}" for value in curves.values])
+    axes.minorticks_off()
+    axes.legend(title="exponent", loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _draw_bars(axes: Any, result: dict[str, Any], chain: dict[str, Any]) -> None:
+    own = _stages(result, chain)
+    own = [row for row in own if row["run_s"] > 0.002 * sum(other["run_s"] for other in own)]
+    place = np.arange(len(own))
+    axes.barh(place, [row["run_s"] for row in own], 0.4, label="measured")
+    axes.barh(place + 0.4, [max(row["floor_s"], 1e-6) for row in own], 0.4, label="floor")
+    axes.set_yticks(place + 0.2, [row["name"] for row in own])
+    axes.invert_yaxis()
+    title = f"{chain['dtype']}, batch {chain['batch']}, {chain['beams']} beams, {chain['codes']} codes"
+    axes.set(title=title, xlabel="s", xscale="log")
+    axes.legend()

@@ -3,7 +3,7 @@
     model/
       model.json        format version and configuration
       bpe.model         SentencePiece vocabulary; glossary.yaml beside it where the model has one
-      w2vbert/ ...      one Orbax checkpoint per component
+      w2vbert/ ...      one Orbax checkpoint per component, with the shapes of its arrays
       tokenizer.json    of qwen3/, where the model has that
 
 A folder is written under a temporary name and renamed into place: it is whole or it is not there.
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from indextts_jax import config, models
@@ -32,6 +33,7 @@ from indextts_jax.text import TextFrontEnd
 log = logging.getLogger(__name__)
 
 FORMAT = 2
+_SHAPES = "shapes.json"
 _CONCURRENT_GB = 1  # Orbax reads ahead by this much; more raises the peak memory and is no faster
 
 
@@ -69,7 +71,7 @@ def whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save(folder: Path, component: str, tree: Any) -> None:
+def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
     """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises OSError."""
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=_CONCURRENT_GB)
     try:
@@ -78,6 +80,25 @@ def save(folder: Path, component: str, tree: Any) -> None:
     except ValueError as error:  # which is what a full disk is to TensorStore; the last part of its text says so
         reason = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
         raise OSError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
+    leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(tree))
+    found = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
+    (folder / component / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
+
+
+def shapes(folder: Path, component: str, cfg: Any) -> Any:
+    """The shapes of one component's parameters, float32, as `models.shapes` finds them; cfg: the component's.
+
+    Tracing a deep network for them takes a second, so they are kept beside the arrays; of another configuration, or
+    not to be read, they are found anew.
+    """
+    try:
+        kept = json.loads((folder / component / _SHAPES).read_text(encoding="utf-8"))
+        if kept["config"] == json.loads(json.dumps(config.to_dict(cfg))):  # in which tuples are lists
+            found = {tuple(path.split("/")): tuple(shape) for path, shape in kept["shapes"].items()}
+            return unflatten_dict({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in found.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        log.debug("%s: no shapes are kept there", folder / component)
+    return models.shapes(component, cfg)
 
 
 def save_description(folder: Path, cfg: Config, source: str) -> None:
@@ -116,7 +137,7 @@ def restore(folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: 
     place = sharding or SingleDeviceSharding(jax.devices()[0])
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB)
     try:
-        like = models.shapes(component, cfg)
+        like = shapes(folder, component, cfg)
         arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
         with ocp.Checkpointer(handler) as checkpointer:
             tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments))

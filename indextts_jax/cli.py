@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from indextts_jax.audio import Recording
     from indextts_jax.checkpoint import Model
     from indextts_jax.pipeline import Audio, Given, Options, Progress, Voice
     from indextts_jax.text import Analysis
@@ -243,7 +245,7 @@ def _info(options: argparse.Namespace) -> None:
                 f"{folder}: no such folder, the {name} component is missing; convert the model again"
             )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(name, getattr(cfg, name))))
+        count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.shapes(options.model, name, getattr(cfg, name))))
         print(f"{name:12} {count:14,} parameters {size / 1e6:10.1f} MB  {getattr(cfg, name)}")
     print(f"{'mel':12} {cfg.mel}")
 
@@ -259,7 +261,7 @@ def _voice(options: argparse.Namespace) -> None:
             raise ValueError(f"--output is {options.output}: give the Voice file to write, ending in .safetensors")
         _check_writable(options.output)
         recording = audio.load_speaker(options.source)
-        model = _load(options.model, options.dtype)
+        model = _load(options.model, options.dtype, recording=recording)
         voice = pipeline.listen(model.params, model.cfg, recording)
         cfg = model.cfg
         pipeline.save_voice(options.output, voice)
@@ -332,7 +334,7 @@ def _speak(options: argparse.Namespace) -> None:
     recording = None if options.voice.suffix == ".safetensors" else audio.load_speaker(options.voice)
     noise = _read_noise(options.flow_noise) if options.flow_noise else None
     felt = _read_emotion(options, text)
-    model, analysis = _model_and_text(options, text)
+    model, analysis = _model_and_text(options, text, recording, settings)
     given = _given_noise(noise, len(analysis.segments)) if noise is not None else None
 
     with Stopwatch() as watch, _progress() as progress:
@@ -372,7 +374,9 @@ def _warmup(options: argparse.Namespace) -> None:
     seconds: Counter[str] = Counter()
     count: Counter[str] = Counter()
     with Stopwatch() as watch:
-        for program in tqdm(warmup.programs(cfg, settings, uses, dtype), disable=None, leave=False, unit="program"):
+        shapes = functools.partial(checkpoint.shapes, options.model)
+        listed = warmup.programs(cfg, settings, uses, dtype, shapes)
+        for program in tqdm(listed, disable=None, leave=False, unit="program"):
             seconds[program.stage] += program.compile()  # type: ignore[assignment]
             count[program.stage] += 1
     for stage in seconds:
@@ -411,12 +415,13 @@ def _bench(options: argparse.Namespace) -> None:
             params = model.params if model else bench.parameters(cfg, dtype)
             sizes = options.batch, options.beams, options.codes, options.voice_seconds, options.pieces
             for size in itertools.product(*sizes):
-                setting, theirs = bench.Setting(dtype, *size, options.steps), None
-                if options.reference and setting.batch == 1:  # it has no batches; it goes first, for it may refuse
+                setting = bench.Setting(dtype, *size, options.steps)
+                other: Any = contextlib.nullcontext()
+                if options.reference and setting.batch == 1:  # it has no batches
                     where = options.reference, options.reference_model, options.reference_python
-                    theirs = bench.reference(*where, setting, options.repeat)
-                chain, found = bench.run(params, cfg, setting, options.repeat)
-                chain.reference = theirs
+                    other = bench.reference(*where, setting)
+                with other as theirs:
+                    chain, found = bench.run(params, cfg, setting, options.repeat, theirs)
                 chains.append(chain)
                 stages += found
             del model, params
@@ -525,10 +530,21 @@ def _settings(options: argparse.Namespace, batch: int) -> "Options":
     )
 
 
-def _load(folder: Path, dtype: str | None) -> "Model":
-    from indextts_jax import checkpoint
+def _load(
+    folder: Path,
+    dtype: str | None,
+    recording: "Recording | None" = None,
+    analysis: "Analysis | None" = None,
+    settings: "Options | None" = None,
+) -> "Model":
+    """The model, and meanwhile the programs for listening to the recording and for drawing codes of the text."""
+    from indextts_jax import audio, checkpoint, warmup
 
-    return checkpoint.load(folder, _configure_jax(dtype))
+    kind = _configure_jax(dtype)
+    seconds = len(recording.samples_16k) / audio.SPEECH_RATE if recording else None
+    texts = [len(ids) for ids in analysis.segment_ids] if analysis else []
+    with warmup.ahead(folder, kind, seconds, texts, settings):
+        return checkpoint.load(folder, kind)
 
 
 def _configure_jax(dtype: str | None) -> str:
@@ -549,7 +565,9 @@ def _configure_jax(dtype: str | None) -> str:
     return dtype
 
 
-def _model_and_text(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
+def _model_and_text(
+    options: argparse.Namespace, text: str, recording: "Recording | None", settings: "Options"
+) -> "tuple[Model, Analysis]":
     """The model and the analysed text; the text first, since it fails sooner."""
     import jax
 
@@ -557,7 +575,7 @@ def _model_and_text(options: argparse.Namespace, text: str) -> "tuple[Model, Ana
 
     if options.model:
         analysis = checkpoint.load_text(options.model).analyse(text, options.segment_tokens)
-        return _load(options.model, options.dtype), analysis
+        return _load(options.model, options.dtype, recording, analysis, settings), analysis
     cfg = config.from_yaml(config.read_yaml(options.random_init))
     dtype = _configure_jax(options.dtype)
     log.warning("random weights: the output is noise")

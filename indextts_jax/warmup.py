@@ -4,10 +4,16 @@ Nothing is computed and no weights are read: stages are lowered for shapes. What
 persistent compilation cache, where the first utterance finds it.
 """
 
+import contextlib
+import itertools
 import math
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import audio, buckets, decoding, models, pipeline
+from indextts_jax import audio, buckets, checkpoint, decoding, models, pipeline
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
@@ -58,12 +64,14 @@ class Program(NamedTuple):
         return time.perf_counter() - begin
 
 
-def programs(cfg: Config, options: Options, uses: Uses, dtype: Any) -> list[Program]:
-    """Everything that `pipeline.listen` and `pipeline.speak` run for such uses, each program once."""
-    params = {
-        name: _placed(jax.tree.map(lambda leaf: struct(leaf.shape, dtype), models.shapes(name, getattr(cfg, name))))
-        for name in models.COMPONENTS
-    }
+def programs(
+    cfg: Config, options: Options, uses: Uses, dtype: Any, shapes: Callable[[str, Any], Any] = models.shapes
+) -> list[Program]:
+    """Everything that `pipeline.listen` and `pipeline.speak` run for such uses, each program once.
+
+    shapes: of the parameters of a component, by its name and configuration.
+    """
+    params = _parameters(cfg, dtype, shapes)
     found: dict[tuple[str, str], Program] = {}
     for program in (
         *_listen(cfg, params, uses),
@@ -72,6 +80,46 @@ def programs(cfg: Config, options: Options, uses: Uses, dtype: Any) -> list[Prog
     ):
         found.setdefault((program.stage, program.shape), program)
     return list(found.values())
+
+
+@contextmanager
+def ahead(
+    folder: Path, dtype: Any, seconds: float | None = None, texts: Sequence[int] = (), options: Options | None = None
+) -> Iterator[threading.Thread]:
+    """Make the programs that are needed first while the block runs, which reads the weights of a converted model.
+
+    Those of listening to a recording of so many seconds, and of drawing codes for segments of so many pieces; what
+    follows depends on how many codes come. What is not ready when the block ends is left to those who need it, and so
+    are errors. Gives the thread that does it.
+    """
+    over = threading.Event()
+
+    def make() -> None:
+        with contextlib.suppress(Exception):
+            cfg, _ = checkpoint.read_description(folder)
+            params = _parameters(cfg, dtype, partial(checkpoint.shapes, folder))
+            drawn = Uses((min(len(texts), options.batch),), texts, (decoding.CHUNK,)) if texts and options else None
+            listening = _listen(cfg, params, Uses(seconds=(seconds,))) if seconds else ()
+            drawing = _draw(cfg, params, options, drawn) if options and drawn else ()
+            for program in itertools.chain(listening, drawing):
+                if over.is_set():
+                    return
+                program.compile()
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        over.set()
+        thread.join()
+
+
+def _parameters(cfg: Config, dtype: Any, shapes: Callable[[str, Any], Any]) -> dict[str, Any]:
+    return {
+        name: _placed(jax.tree.map(lambda leaf: struct(leaf.shape, dtype), shapes(name, getattr(cfg, name))))
+        for name in models.COMPONENTS
+    }
 
 
 def struct(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:

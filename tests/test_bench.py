@@ -1,7 +1,10 @@
 """The benchmark: what it counts, where it stands, and what it reports."""
 
+import dataclasses
+import itertools
 import json
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +43,8 @@ def test_products_by_hand():
     assert counted(scanned, (3, 5), (5, 5)) == 9 * 2 * 3 * 5 * 5
     looped = lambda a, b: jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ b, a)  # noqa: E731
     assert counted(looped, (3, 5), (5, 5), trips=4) == 4 * 2 * 3 * 5 * 5
+    branches = lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a @ b @ b)  # noqa: E731
+    assert counted(branches, (3, 5), (5, 5)) == 2 * 2 * 3 * 5 * 5
     assert counted(jax.jit(lambda a, b: jnp.tanh(a @ b) + a), (3, 3), (3, 3)) == 2 * 27
     assert counted(lambda a, b: jnp.einsum("tc,c->tc", jnp.tanh(a), b).sum(), (3, 3), (3,)) == 0
 
@@ -88,6 +93,9 @@ def test_every_stage_is_timed(figures):
     cache = 2 * model.cfg.gpt.layers * 256 * model.cfg.gpt.width * 4
     assert 19 * (weights + cache) < found["decoding"].bytes < 1.3 * 19 * (weights + cache)
     assert found["prefix"].bytes < weights / 4
+    # Its activations: more than what it is given, less than all of its steps would need.
+    assert 1e5 < found["flow"].temporary < 1e8
+    assert found["flow"].xla_bytes > found["flow"].bytes / SETTING.flow_steps / 2
     assert found["flow"].flops > SETTING.flow_steps * found["flow"].xla_flops / 4
 
 
@@ -115,10 +123,45 @@ def test_report(figures):
     assert line.endswith("| 3.00x |")
 
 
+def grown(figures, **sizes):
+    """A report of several settings, in which seconds grow with the square of every size and memory with the size."""
+    _, chain, stages = figures
+    chains, rows = [], []
+    for values in itertools.product(*sizes.values()):
+        setting = dataclasses.replace(SETTING, **dict(zip(sizes, values, strict=True)))
+        much = math.prod(values)
+        chains.append(dataclasses.replace(chain, setting=setting, listen_s=0.5 * much**2, speak_s=0.5 * much**2))
+        rows += [
+            dataclasses.replace(stage, setting=setting, runs_s=[1e-2 * much**2], temporary=1000 * much)
+            for stage in stages
+        ]
+    return json.loads(json.dumps(bench.report(MACHINE, chains, rows)))
+
+
+def test_growth(figures):
+    """One set of curves per size that has several values and per choice of the others, with the exponents."""
+    assert bench.scaling(grown(figures, codes=[20])) == []
+    [codes] = bench.scaling(grown(figures, codes=[40, 10, 20]))
+    assert (codes.size, codes.values) == ("codes", [10, 20, 40])
+    for curves, slope in ((codes.seconds, 2), (codes.bytes, 1)):
+        assert "flow" in curves
+        assert [bench.exponent(codes.values, values) for values in curves.values()] == pytest.approx(
+            [slope] * len(curves)
+        )
+    both = bench.scaling(grown(figures, codes=[10, 20], batch=[1, 2, 4]))
+    assert [curves.size for curves in both] == ["batch"] * 2 + ["codes"] * 3
+    assert codes.title == "codes: float32, 1 batch, 1 beams, 1 seconds of voice, 9 text pieces, 2 steps"
+    text = bench.table(grown(figures, codes=[10, 20, 40]))
+    assert "| whole chain | 100.000 | 400.000 | 1600.000 | 2.00 | 2.00 |" in text
+    assert "| flow | 1.000 | 4.000 | 16.000 | 2.00 | 2.00 | 0 to 0 | 1.00 |" in text
+    assert math.isnan(bench.exponent([1, 2], [0, 1]))
+
+
 def test_picture(figures):
     pytest.importorskip("matplotlib")
     _, chain, stages = figures
     assert bench.plot(bench.report(MACHINE, [chain], stages)).startswith(b"\x89PNG")
+    assert bench.plot(grown(figures, codes=[10, 20], batch=[1, 2])).startswith(b"\x89PNG")
 
 
 def test_the_first_run_alone_compiles(figures):

@@ -17,6 +17,7 @@ import pytest
 from indextts_jax import checkpoint, models
 from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description, whole
 from indextts_jax.config import Config, to_dict
+from indextts_jax.models.gpt import GPTConfig
 
 # Of a failed restore, Orbax leaves tasks behind whose exceptions nobody asks for.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -71,6 +72,21 @@ def test_bfloat16_rounds_once(tiny, converted):
         assert same(params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), tiny.params(component)))
 
 
+def test_shapes_are_kept_and_found_anew_where_they_are_not(tiny, copy, monkeypatch):
+    """Loading traces no network: the shapes were kept when the model was converted."""
+    like, cfg = models.shapes(SMALL, tiny.cfg.repcodec), tiny.cfg.repcodec
+    traced = []
+    monkeypatch.setattr(models, "shapes", lambda *of: traced.append(of) or like)
+    assert checkpoint.shapes(copy, SMALL, cfg) == like
+    restore(copy, SMALL, cfg, jnp.dtype("float32"))
+    assert not traced
+    kept = copy / SMALL / "shapes.json"
+    for content in (None, "", "{}", "[]", kept.read_text().replace('"layers": ', '"layers": 1')):
+        kept.unlink() if content is None else kept.write_text(content)
+        assert checkpoint.shapes(copy, SMALL, cfg) == like
+    assert len(traced) == 5
+
+
 def test_size_on_disk(tiny, converted):
     """Uncompressed: four bytes for each parameter, and a little that does not grow with them."""
     for component in ("gpt", SMALL):
@@ -89,7 +105,7 @@ def test_devices_are_chosen_by_the_caller(tiny, converted):
 def test_both_kinds_of_arrays_can_be_saved(tiny, tmp_path):
     params = tiny.params(SMALL)
     for name, tree in (("jax", params), ("numpy", jax.tree.map(np.asarray, params))):
-        save(tmp_path / name, SMALL, tree)
+        save(tmp_path / name, SMALL, tiny.cfg.repcodec, tree)
         assert same(restore(tmp_path / name, SMALL, tiny.cfg.repcodec, jnp.dtype("float32")), params)
 
 
@@ -152,7 +168,7 @@ def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ocp.Checkpointer, "save", full)
     with pytest.raises(OSError) as caught:  # noqa: PT011
-        save(tmp_path / ".out.partial", "gpt", {"x": np.zeros(3, np.float32)})
+        save(tmp_path / ".out.partial", "gpt", GPTConfig(), {"x": np.zeros(3, np.float32)})
     assert str(caught.value) == f"{tmp_path}: the gpt component cannot be written there (No space left on device)"
 
 

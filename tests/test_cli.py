@@ -94,7 +94,7 @@ def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
     tree = checkpoint.restore(model, "gpt", cfg.gpt, jnp.dtype("float32"))
     shutil.rmtree(model / "gpt")
     tree["head"]["bias"] = tree["head"]["bias"].at[129].set(4.5)
-    checkpoint.save(model, "gpt", tree)
+    checkpoint.save(model, "gpt", cfg.gpt, tree)
     out, saved, noise = tmp_path / "out.wav", tmp_path / "out.npz", noise_file(tmp_path, "en_stop_greedy")
     assert speak(model, out, "--greedy", "--max-codes", 60, "--flow-noise", noise, "--save", saved) == 0
     assert differences(out, saved, "en_stop_greedy") == set()

@@ -520,8 +520,8 @@ class Interrupted:
     def by_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         save = checkpoint.save
 
-        def full(folder: Path, component: str, tree: Any) -> None:
-            save(folder, component, {"some": np.zeros(3, np.float32)})  # what was written before the disk was full
+        def full(folder: Path, component: str, cfg: Any, tree: Any) -> None:
+            save(folder, component, cfg, {"some": np.zeros(3, np.float32)})  # what was written before the disk was full
             if component == "repcodec":
                 raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -151,3 +151,26 @@ def test_what_is_hidden_has_no_weight_at_all():
     mask = jnp.arange(5)[None, None, None, :] < 3
     y = layers.attend(q, k, v, mask)
     np.testing.assert_array_equal(layers.attend(q, k.at[:, 3:].set(1e4), v.at[:, 3:].set(-1e9), mask), y)
+
+
+@pytest.mark.parametrize("mask", [None, (2, 1, 1, 9), (1, 1, 7, 9), (2, 3, 7, 9), (1, 3, 1, 9)])
+@pytest.mark.parametrize("bias", [None, (2, 3, 7, 9), (1, 1, 7, 9)])
+def test_one_head_after_another_is_all_heads_at_once(monkeypatch, mask, bias):
+    """What long rows take on a CPU, with its gradient; masks and biases of every form."""
+    q, k, v = jnp.asarray(normal(0, 2, 7, 3, 4)), jnp.asarray(normal(1, 2, 9, 3, 4)), jnp.asarray(normal(2, 2, 9, 3, 5))
+    seen = None if mask is None else jnp.asarray(normal(3, *mask) > -0.5)
+    more = None if bias is None else jnp.asarray(normal(4, *bias))
+
+    def run(*qkv):
+        y = layers.attend(*qkv, seen, more)
+        return jnp.sin(y).sum(), y
+
+    whole = jax.value_and_grad(run, (0, 1, 2), has_aux=True)(q, k, v)
+    monkeypatch.setattr(layers, "LARGE", 0)
+    calls = []
+    by_head = layers._attend_by_head
+    monkeypatch.setattr(layers, "_attend_by_head", lambda *a: calls.append(a) or by_head(*a))
+    each = jax.value_and_grad(run, (0, 1, 2), has_aux=True)(q, k, v)
+    assert calls
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(each), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

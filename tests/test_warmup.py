@@ -1,14 +1,16 @@
 """What was warmed up is not compiled again, and what is warmed up is what was asked for."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from debug.golden import FIXTURES
-from indextts_jax import checkpoint, warmup
+from indextts_jax import audio, checkpoint, pipeline, warmup
 from indextts_jax.decoding import Sampling
 from indextts_jax.pipeline import Options
 from indextts_jax.warmup import Uses
@@ -54,6 +56,34 @@ def test_speaking_after_warming_up_compiles_no_stage(tiny, converted, tmp_path):
     assert stages <= {name.split("-")[0] for name in warm}
     # What is left are the few operations between the stages.
     assert {name.split("-")[0] for name in programs(cache) - warm} & stages == set()
+
+
+def test_what_is_made_while_the_weights_are_read(converted, caplog):
+    """After it, neither listening nor drawing compiles a stage; what follows the codes is not known yet."""
+    recording = audio.load_speaker(VOICE)
+    analysis = checkpoint.load_text(converted).analyse("One small test. Where is the money?", 12)
+    options = Options(Sampling(beams=1), max_codes=30, steps=2, batch=2)
+    lengths = [len(ids) for ids in analysis.segment_ids]
+    jax.clear_caches()
+    with warmup.ahead(converted, "float32", len(recording.samples_16k) / 16000, lengths, options) as thread:
+        model = checkpoint.load(converted)
+        thread.join()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        voice = pipeline.listen(model.params, model.cfg, recording)
+        pipeline.speak(model.params, model.cfg, [analysis], [voice], [jax.random.key(0)], options)
+    compiled = set(re.findall(r"XLA compilation of jit\((\w+)\)", caplog.text))
+    first = {"encode", "embed", "quantize", "mel", "speaker_latents", "emotion_vector", "prefix", "prefill", "admit"}
+    assert compiled & {*first, "advance"} <= {"embed"}  # repcodec's, after the codes
+    assert {"solve", "vocode"} <= compiled
+
+
+def test_what_cannot_be_made_ahead_is_no_error(tmp_path):
+    for folder in (tmp_path / "none", tmp_path):
+        with warmup.ahead(folder, "float32", 1.0, [5], Options()) as thread:
+            thread.join()
+    with pytest.raises(KeyboardInterrupt), warmup.ahead(tmp_path, "float32") as thread:
+        raise KeyboardInterrupt
+    assert not thread.is_alive()
 
 
 def test_what_is_listed(tiny):

@@ -153,11 +153,11 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array 
     `mask` (bool, True = seen) and `bias` (added before the scale) broadcast against the scores [B, N, Q, K].
     Scores and softmax in float32. A query that sees no key averages all values.
     """
-    heads = *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), mask, bias
-    if q.shape[1] * k.shape[1] < LARGE:
-        y = _attend(*heads)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    if q.shape[2] * k.shape[2] < LARGE:
+        y = _attend(q, k, v, mask, bias)
     else:
-        y = jax.lax.platform_dependent(*heads, cpu=_attend_by_head, default=_attend)
+        y = jax.lax.platform_dependent(q, k, v, mask, bias, cpu=_attend_by_head, default=_attend)
     return jnp.swapaxes(y, 1, 2)
 
 
@@ -185,8 +185,9 @@ def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None, bias: Arra
         return x
 
     def one(head: tuple[Array, ...]) -> Array:
-        i, *qkv = head
-        return _attend(*qkv, part(mask, i), part(bias, i))
+        i, q, k, v = head
+        return _attend(q, k, v, part(mask, i), part(bias, i))
 
     heads = (x.reshape(B * N, *x.shape[2:]) for x in (q, k, v))
-    return jax.lax.map(one, (jnp.arange(B * N), *heads)).reshape(q.shape)
+    y = jax.lax.map(one, (jnp.arange(B * N), *heads))
+    return y.reshape(B, N, *y.shape[1:])
