@@ -561,7 +561,7 @@ def test_what_exists_is_left_alone(folder, tmp_path):
 def test_reports_and_other_files(folder, tmp_path, monkeypatch, whole):
     """The order of the data, one report each; the vocabulary and the glossary come along."""
     monkeypatch.setattr(convert, "read", lambda component, folder, strict: whole[component])
-    monkeypatch.setattr(checkpoint, "save", lambda folder, component, tree: (folder / component).mkdir())
+    monkeypatch.setattr(checkpoint, "save", lambda folder, component, cfg, tree: (folder / component).mkdir())
     (folder / "glossary.yaml").write_text("JAX: jacks\n")
     seen: list[Report] = []
     reports = convert.convert(folder, tmp_path / "out", progress=seen.append)
