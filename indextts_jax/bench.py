@@ -628,9 +628,10 @@ def plot(result: dict[str, Any]) -> bytes:
 def _draw_curves(axes: Any, curves: Curves) -> None:
     most = max(max(seconds) for seconds in curves.seconds.values())
     shown = {name: seconds for name, seconds in curves.seconds.items() if max(seconds) > 0.002 * most}
-    for name, seconds in shown.items():
+    for i, (name, seconds) in enumerate(shown.items()):
         label = f"{name}: {exponent(curves.values, seconds):.2f}"
-        axes.plot(curves.values, seconds, "o-", label=label, linewidth=3 if name == "whole chain" else 1.5)
+        style = "o-" if i < 10 else "s--"  # after ten colours they come again
+        axes.plot(curves.values, seconds, style, label=label, linewidth=3 if name == "whole chain" else 1.5)
     axes.set(title=curves.title, xlabel=SIZES[curves.size], ylabel="s", xscale="log", yscale="log")
     axes.set_xticks(curves.values, [f"{value:g}" for value in curves.values])
     axes.minorticks_off()
