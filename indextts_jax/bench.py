@@ -9,6 +9,7 @@ moving at the machine's measured bandwidth.
 import datetime
 import json
 import math
+import os
 import resource
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
@@ -410,7 +411,8 @@ def reference(checkout: Path, model: Path, python: str, setting: Setting) -> Ite
                 raise ValueError(f"the reference could not be timed: {last[-1] if last else process.wait()}")
 
             def run() -> dict[str, Any]:
-                print(file=asked, flush=True)
+                with suppress(BrokenPipeError):  # it has ended: its answer says why
+                    os.write(asked.fileno(), b"\n")
                 return answer()
 
             try:

@@ -82,7 +82,11 @@ def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
         raise OSError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
     leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(tree))
     found = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
-    (folder / component / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
+    try:
+        (folder / component / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
+    except OSError as error:  # of a full disk, it would name no file
+        reason = error.strerror
+        raise OSError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
 
 
 def shapes(folder: Path, component: str, cfg: Any) -> Any:

@@ -261,7 +261,7 @@ def _voice(options: argparse.Namespace) -> None:
             raise ValueError(f"--output is {options.output}: give the Voice file to write, ending in .safetensors")
         _check_writable(options.output)
         recording = audio.load_speaker(options.source)
-        model = _load(options.model, options.dtype, recording=recording)
+        model = _load(options.model, options.dtype, recording)
         voice = pipeline.listen(model.params, model.cfg, recording)
         cfg = model.cfg
         pipeline.save_voice(options.output, voice)
@@ -288,7 +288,7 @@ def _emotion(options: argparse.Namespace) -> None:
         found = emotion.load(options.audio)
     else:
         recording = audio.load_emotion(options.audio)
-        model = _load(options.model, options.dtype)
+        model = checkpoint.load(options.model, _configure_jax(options.dtype))
         found = Emotion(vector=pipeline.feel(model.params, model.cfg, recording))
     if options.output is not None:
         emotion.save(options.output, found)
@@ -533,7 +533,7 @@ def _settings(options: argparse.Namespace, batch: int) -> "Options":
 def _load(
     folder: Path,
     dtype: str | None,
-    recording: "Recording | None" = None,
+    recording: "Recording | None",
     analysis: "Analysis | None" = None,
     settings: "Options | None" = None,
 ) -> "Model":

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,17 @@ def test_a_reference_that_cannot_run(tmp_path, capsys, monkeypatch):
         assert message in error
         assert error.count("\n") == 1
     assert logging.getLogger("indextts_jax").isEnabledFor(logging.WARNING)
+
+
+def test_a_reference_that_ends_between_two_runs(tmp_path):
+    """One line with the last thing it said; a closed pipe is not taken for a reader of ours that has gone."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho '{\"torch\": 1}'; echo Killed >&2\n")
+    python.chmod(0o755)
+    with bench.reference(tmp_path, tmp_path, str(python), SETTING) as run:
+        time.sleep(1)
+        with pytest.raises(ValueError, match="the reference could not be timed: Killed"):
+            run()
 
 
 def test_bad_numbers_and_places(tmp_path, capsys):

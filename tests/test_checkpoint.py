@@ -1,5 +1,6 @@
 """The converted model on disk: what is written comes back, and what cannot be used is named."""
 
+import errno
 import functools
 import gc
 import json
@@ -85,6 +86,16 @@ def test_shapes_are_kept_and_found_anew_where_they_are_not(tiny, copy, monkeypat
         kept.unlink() if content is None else kept.write_text(content)
         assert checkpoint.shapes(copy, SMALL, cfg) == like
     assert len(traced) == 5
+
+
+def test_a_disk_that_is_full_for_the_shapes(tiny, tmp_path, monkeypatch):
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    message = f"^{tmp_path}: the {SMALL} component cannot be written there \\(No space left on device\\)$"
+    with pytest.raises(OSError, match=message):
+        save(tmp_path / ".out.partial", SMALL, tiny.cfg.repcodec, tiny.params(SMALL))
 
 
 def test_size_on_disk(tiny, converted):
