@@ -17,6 +17,7 @@ from indextts_jax.config import Config, entry, from_yaml, read_yaml
 from indextts_jax.convert import qwen3
 from indextts_jax.convert.table import Report, files, fill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
+from indextts_jax.files import whole
 from indextts_jax.models.qwen3 import Qwen3Config
 
 __all__ = ["CheckpointError", "Report", "convert", "read", "read_config"]
@@ -104,7 +105,7 @@ def convert(
     if not vocabulary.is_file():
         raise FileNotFoundError(f"{vocabulary}: no such file; it holds the text vocabulary")
     reports = []
-    with checkpoint.whole(out) as partial:
+    with whole(out) as partial:
         shutil.copyfile(vocabulary, partial / "bpe.model")
         if (folder / "glossary.yaml").is_file():
             shutil.copyfile(folder / "glossary.yaml", partial / "glossary.yaml")

@@ -24,11 +24,12 @@ import numpy as np
 
 from debug.golden import TOLERANCE
 from indextts_jax import audio
-from indextts_jax.audio import AudioError, MelConfig
+from indextts_jax.audio import AudioError
+from indextts_jax.features import OFFICIAL_MEL, MelConfig, mel
 
 SILENT = "undefined: one of them is silent here"
 HOLDS = {"==": operator.eq, "<=": operator.le, "<": operator.lt, ">": operator.gt}
-_mel = jax.jit(audio.mel, static_argnums=2)
+_mel = jax.jit(mel, static_argnums=2)
 
 
 class Figure(NamedTuple):
@@ -55,7 +56,7 @@ def compare(ours: np.ndarray, reference: np.ndarray, rate: int) -> list[Figure]:
     The mel's window, hop and bands are the model's, up to half of the recordings' own rate: nothing is resampled.
     Raises AudioError where that is too short for one spectrum.
     """
-    cfg = replace(audio.OFFICIAL_MEL, rate=rate)
+    cfg = replace(OFFICIAL_MEL, rate=rate)
     N = min(len(ours), len(reference))
     if cfg.n_fft > N:
         raise AudioError(f"{N} samples in common, but a spectrum takes {cfg.n_fft}; give longer recordings")

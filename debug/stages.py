@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from debug.follow import Case, Comparison, Row, follow, same, swapped
-from indextts_jax import audio, decoding, emotion, pipeline
+from indextts_jax import audio, decoding, emotion, features, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, qwen3, repcodec, s2mel, w2vbert
@@ -123,19 +123,19 @@ def front_ends(case: Case) -> Iterator[Comparison]:
     if felt := case.emotion or (None if case.meta.get("emo_audio") else case.speaker):
         yield from compare("load_emotion", "audio.emo_16k_librosa", audio.load_emotion(felt)[None], "recording")
     if (samples := case.first("audio.spk_22k_librosa")) is not None:
-        ours = audio.resample_sinc(samples[0], audio.MEL_RATE, audio.SPEECH_RATE)
+        ours = audio.resample_sinc(samples[0], features.MEL_RATE, features.SPEECH_RATE)
         yield from compare("resample_sinc", "audio.spk_16k", ours[None], "recording")
     for part, keys in (("spk", ["audio.spk_16k"]), ("emo", ["audio.emo_16k", "audio.emo_16k_librosa"])):
         if (samples := case.first(*keys)) is not None:
-            features, _, seen = jax.jit(audio.w2vbert_features)(*_batch(samples))
-            yield from compare("w2vbert_features", f"w2v.{part}.input_features", features, "front end")
+            front, _, seen = jax.jit(features.w2vbert_features)(*_batch(samples))
+            yield from compare("w2vbert_features", f"w2v.{part}.input_features", front, "front end")
             mask = np.asarray(seen, np.int32)
             yield from compare("w2vbert_features", f"w2v.{part}.attention_mask", mask, None)
     if (samples := case.first("audio.spk_16k")) is not None:
-        features, _ = jax.jit(audio.campplus_features)(*_batch(samples))
-        yield from compare("campplus_features", "campplus.in", features, "front end rounding")
+        front, _ = jax.jit(features.campplus_features)(*_batch(samples))
+        yield from compare("campplus_features", "campplus.in", front, "front end rounding")
     if (samples := case.first("audio.spk_22k", "audio.spk_22k_librosa")) is not None:
-        mel, _ = jax.jit(audio.mel, static_argnums=2)(*_batch(samples), case.model.cfg.mel)
+        mel, _ = jax.jit(features.mel, static_argnums=2)(*_batch(samples), case.model.cfg.mel)
         yield from compare("mel", "ref_mel", mel, "front end rounding", swapped)
 
 
@@ -153,13 +153,13 @@ def w2v_bert(case: Case) -> Iterator[Comparison]:
     cfg = case.model.cfg.w2vbert
     for part in ("spk", "emo"):
         at = f"w2v.{part}"
-        if (features := case.first(f"{at}.input_features")) is None:
+        if (given := case.first(f"{at}.input_features")) is None:
             continue
         mask = case.first(f"{at}.attention_mask")
-        seen = np.ones(features.shape[:2], bool) if mask is None else mask > 0
+        seen = np.ones(given.shape[:2], bool) if mask is None else mask > 0
         rows = [Row("project", f"{at}.hidden0", then=_Hidden(tuple(map(tuple, seen.tolist()))))]
         rows += [Row(f"layer_{i}", f"{at}.hidden{i + 1}") for i in range(cfg.layers)]
-        inputs, out = (features, seen, np.array([features.shape[1]])), [Row("", f"{at}.normalized")]
+        inputs, out = (given, seen, np.array([given.shape[1]])), [Row("", f"{at}.normalized")]
         yield from follow(case, "w2vbert", w2vbert.encode, inputs, rows, out, root="encoder", tail="statistics")
 
 
@@ -170,11 +170,11 @@ def rep_codec(case: Case) -> Iterator[Comparison]:
     if case.has("codec.encoder.out", key := "codec.in_project.out"):
         ours = golden["codec.encoder.out"] @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
         yield Comparison("repcodec", "quantizer/in", key, ours, swapped(golden[key]), "block")
-    if (features := case.first("w2v.spk.normalized")) is not None:
+    if (given := case.first("w2v.spk.normalized")) is not None:
         rows = [Row("norm", "codec.encoder.embed")]
         rows += [Row(f"layer_{i}", f"codec.encoder.layer{i}", swapped) for i in range(cfg.layers)]
         rows, out = [*rows, Row("", "codec.encoder.out")], [Row("", "codec.codes"), Row("", "")]
-        inputs = _whole(features)
+        inputs = _whole(given)
         yield from follow(
             case, "repcodec", repcodec.quantize, inputs, rows, out, root="encoder", tail="quantizer/codebook"
         )
@@ -197,7 +197,7 @@ def _codes(case: Case, key: str) -> np.ndarray:
 def camp_plus(case: Case) -> Iterator[Comparison]:
     """Filterbank frames -> style, every dense layer by itself."""
     cfg = case.model.cfg.campplus
-    if (features := case.first("campplus.in")) is None:
+    if (given := case.first("campplus.in")) is None:
         return
     rows = [Row("head", "campplus.head.out", swapped), Row("in", "campplus.tdnn", swapped, jax.nn.relu)]
     for i, layers in enumerate(cfg.blocks):
@@ -205,7 +205,7 @@ def camp_plus(case: Case) -> Iterator[Comparison]:
         rows.append(Row(f"transit_{i}", f"campplus.transit{i}", swapped))
     rows.append(Row("out_norm", "campplus.out_nonlinear", swapped))
     out = [Row("", "campplus.out")]
-    yield from follow(case, "campplus", campplus.embed, _whole(features), rows, out)
+    yield from follow(case, "campplus", campplus.embed, _whole(given), rows, out)
 
 
 def conditioners(case: Case) -> Iterator[Comparison]:
@@ -223,18 +223,18 @@ def conditioners(case: Case) -> Iterator[Comparison]:
 
     for segment in case.segments:
         at = f"{segment}.gpt"
-        if (features := case.first("w2v.spk.normalized")) is not None:
+        if (given := case.first("w2v.spk.normalized")) is not None:
             rows = table(cfg.speaker, f"{at}.conditioning_encoder", f"{at}.perceiver_encoder")
             out = [Row("", f"{at}.speech_conditioning_latent")]
-            inputs, function = _whole(features), conditioner.speaker_latents
+            inputs, function = _whole(given), conditioner.speaker_latents
             yield from follow(case, "conditioner", function, inputs, rows, out, root="speaker")
         for part in ("spk", "emo"):
-            if (features := case.first(f"w2v.{part}.normalized")) is None:
+            if (given := case.first(f"w2v.{part}.normalized")) is None:
                 continue
             names = (f"{at}.emo_conditioning_encoder.{part}", f"{at}.emo_perceiver_encoder.{part}")
             rows = [*table(cfg.emotion, *names, below="encoder/"), Row("project", f"{at}.emovec_layer.{part}.out")]
             out = [Row("", f"{at}.emo_layer.{part}.out")]
-            inputs, function = _whole(features), conditioner.emotion_vector
+            inputs, function = _whole(given), conditioner.emotion_vector
             yield from follow(case, "conditioner", function, inputs, rows, out, root="emotion")
         yield from _emotion(case, segment)
 
@@ -613,7 +613,7 @@ def _recording(case: Case) -> audio.Recording | None:
         samples = case.first("audio.spk_22k_librosa")
         if samples is None or felt is None:
             return None
-        ours = audio.resample_sinc(samples[0], audio.MEL_RATE, audio.SPEECH_RATE)
+        ours = audio.resample_sinc(samples[0], features.MEL_RATE, features.SPEECH_RATE)
         recording = audio.Recording(samples[0], ours, ours)
     return recording if felt is None else recording._replace(emotion_16k=felt.reshape(-1))
 

@@ -11,11 +11,7 @@ A folder is written under a temporary name and renamed into place: it is whole o
 
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,28 +43,6 @@ class Model(NamedTuple):
     params: dict[str, Any]  # component -> parameter tree
     cfg: Config
     text: TextFrontEnd
-
-
-@contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` when the block ends, and is removed when it fails.
-
-    Raises ModelError when `target` exists, FileNotFoundError or another OSError when nothing can be written there.
-    """
-    if os.path.lexists(target):
-        raise ModelError(f"{target}: exists already; remove it or choose another folder")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent}: no such folder, so {target.name} cannot be written there")
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise type(error)(f"{target.parent}: {target.name} cannot be written there ({error.strerror})") from None
-    try:
-        partial.chmod(0o755)
-        yield partial
-        os.rename(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:

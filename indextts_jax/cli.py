@@ -390,7 +390,7 @@ def _bench(options: argparse.Namespace) -> None:
 
     import jax
 
-    from indextts_jax import audio, bench, checkpoint
+    from indextts_jax import bench, checkpoint, files
     from indextts_jax.config import Config
 
     if options.repeat < 1:
@@ -428,9 +428,9 @@ def _bench(options: argparse.Namespace) -> None:
     result = bench.report(machine, chains, stages)
     print(bench.table(result, before))
     if options.json:
-        audio.write_whole(options.json, (json.dumps(result, indent=1) + "\n").encode())
+        files.write_whole(options.json, (json.dumps(result, indent=1) + "\n").encode())
     if options.plot:
-        audio.write_whole(options.plot, bench.plot(result))
+        files.write_whole(options.plot, bench.plot(result))
 
 
 @contextlib.contextmanager
@@ -538,10 +538,10 @@ def _load(
     settings: "Options | None" = None,
 ) -> "Model":
     """The model, and meanwhile the programs for listening to the recording and for drawing codes of the text."""
-    from indextts_jax import audio, checkpoint, warmup
+    from indextts_jax import checkpoint, features, warmup
 
     kind = _configure_jax(dtype)
-    seconds = len(recording.samples_16k) / audio.SPEECH_RATE if recording else None
+    seconds = len(recording.samples_16k) / features.SPEECH_RATE if recording else None
     texts = [len(ids) for ids in analysis.segment_ids] if analysis else []
     with warmup.ahead(folder, kind, seconds, texts, settings):
         return checkpoint.load(folder, kind)
@@ -659,7 +659,7 @@ def _save(path: Path, speech: "Audio") -> None:
 
     import numpy as np
 
-    from indextts_jax.audio import write_whole
+    from indextts_jax.files import write_whole
 
     arrays = {}
     for i, segment in enumerate(speech.segments):
@@ -678,7 +678,7 @@ def _plot(path: Path, speech: "Audio", title: str) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from indextts_jax.audio import write_whole
+    from indextts_jax.files import write_whole
 
     mels = [segment.mel.T for segment in speech.segments]
     seconds = sum(segment.end - segment.start for segment in speech.segments) / speech.rate

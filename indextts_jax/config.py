@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from indextts_jax.audio import MelConfig
+from indextts_jax.features import MelConfig
 from indextts_jax.models.bigvgan import BigVGANConfig
 from indextts_jax.models.campplus import CAMPPlusConfig
 from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from indextts_jax import audio
+from indextts_jax import files
 from indextts_jax.buckets import QUESTION, bucket
 from indextts_jax.models import emotion as matrices
 from indextts_jax.models import qwen3
@@ -129,7 +129,7 @@ def save(path: str | Path, emotion: Emotion) -> None:
     value = emotion.vector if emotion.weights is None else emotion.weights
     kind = "vector" if emotion.weights is None else "weights"
     about = {"format": _FORMAT, "alpha": repr(emotion.alpha), "seed": repr(emotion.seed)}
-    audio.write_whole(Path(path), safetensors.numpy.save({kind: np.array(value, np.float32)}, about))
+    files.write_whole(Path(path), safetensors.numpy.save({kind: np.array(value, np.float32)}, about))
 
 
 def load(path: str | Path) -> Emotion:

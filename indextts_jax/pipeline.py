@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 from jax import Array
 
-from indextts_jax import audio, buckets, decoding, emotion
+from indextts_jax import audio, buckets, decoding, emotion, features, files
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
@@ -136,7 +136,7 @@ def listen(params: Params, cfg: Config, recording: audio.Recording) -> Voice:
     Computed in the dtype of the weights, given back as float32 numpy arrays. Reference: indextts/infer_v2.py.
     """
     semantic, lengths = hear(params, cfg, [recording.samples_16k, recording.emotion_16k])
-    samples, samples_lengths = _padded([recording.samples_16k], audio.SPEECH_RATE)
+    samples, samples_lengths = _padded([recording.samples_16k], features.SPEECH_RATE)
     style = campplus.embed(params["campplus"], cfg.campplus, *_campplus_features(samples, samples_lengths))
     mel, mel_lengths = _mel(*_padded([recording.samples_22k], cfg.mel.rate), cfg.mel)
     own, own_length = semantic[:1], lengths[:1]
@@ -160,8 +160,8 @@ def feel(params: Params, cfg: Config, recording: np.ndarray) -> np.ndarray:
 
 def hear(params: Params, cfg: Config, recordings: Sequence[np.ndarray]) -> tuple[Array, Array]:
     """Semantic features of recordings at 16 kHz: -> ([B, T, width], lengths [B]), 50 frames a second."""
-    features, lengths, seen = _w2vbert_features(*_padded(recordings, audio.SPEECH_RATE))
-    return w2vbert.encode(params["w2vbert"], cfg.w2vbert, features, seen, lengths), lengths
+    heard, lengths, seen = _w2vbert_features(*_padded(recordings, features.SPEECH_RATE))
+    return w2vbert.encode(params["w2vbert"], cfg.w2vbert, heard, seen, lengths), lengths
 
 
 def _padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
@@ -171,9 +171,9 @@ def _padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
     return jnp.asarray(np.stack(rows)), jnp.array([len(samples) for samples in recordings])
 
 
-_w2vbert_features = jax.jit(audio.w2vbert_features)
-_campplus_features = jax.jit(audio.campplus_features)
-_mel = jax.jit(audio.mel, static_argnums=2)
+_w2vbert_features = jax.jit(features.w2vbert_features)
+_campplus_features = jax.jit(features.campplus_features)
+_mel = jax.jit(features.mel, static_argnums=2)
 
 _VOICE_FORMAT = "indextts-jax voice 1"
 
@@ -181,7 +181,7 @@ _VOICE_FORMAT = "indextts-jax voice 1"
 def save_voice(path: str | Path, voice: Voice) -> None:
     """Write a Voice as a safetensors file, which appears only once it is complete. Raises OSError."""
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in voice._asdict().items()}
-    audio.write_whole(Path(path), safetensors.numpy.save(arrays, {"format": _VOICE_FORMAT}))
+    files.write_whole(Path(path), safetensors.numpy.save(arrays, {"format": _VOICE_FORMAT}))
 
 
 def load_voice(path: str | Path, cfg: Config) -> Voice:

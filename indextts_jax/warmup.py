@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import audio, buckets, checkpoint, decoding, models, pipeline
+from indextts_jax import buckets, checkpoint, decoding, features, models, pipeline
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
@@ -146,14 +146,14 @@ def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
         def integers(n: int) -> Any:
             return struct((n,), np.int32)
 
-        speech, music = seconds * audio.SPEECH_RATE, seconds * cfg.mel.rate
-        yield (features := program("w2v-BERT features", pipeline._w2vbert_features, struct((2, speech)), integers(2)))
-        heard, _, seen = features.result()
+        speech, music = seconds * features.SPEECH_RATE, seconds * cfg.mel.rate
+        yield (front := program("w2v-BERT features", pipeline._w2vbert_features, struct((2, speech)), integers(2)))
+        heard, _, seen = front.result()
         yield (encode := program("w2v-BERT", w2vbert.encode, params["w2vbert"], cfg.w2vbert, heard, seen, integers(2)))
         semantic = _result(encode)
         own = _placed(struct((1, *semantic.shape[1:]), semantic.dtype))
-        yield (features := program("CAMPPlus features", pipeline._campplus_features, struct((1, speech)), integers(1)))
-        yield program("CAMPPlus", campplus.embed, params["campplus"], cfg.campplus, *features.result())
+        yield (front := program("CAMPPlus features", pipeline._campplus_features, struct((1, speech)), integers(1)))
+        yield program("CAMPPlus", campplus.embed, params["campplus"], cfg.campplus, *front.result())
         yield (mel := program("mel", pipeline._mel, struct((1, music)), integers(1), cfg.mel))
         yield (quantize := program("RepCodec", repcodec.quantize, params["repcodec"], cfg.repcodec, own, integers(1)))
         yield program(

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from indextts_jax import checkpoint, models
-from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description, whole
+from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description
 from indextts_jax.config import Config, to_dict
 from indextts_jax.models.gpt import GPTConfig
 
@@ -121,50 +121,6 @@ def test_both_kinds_of_arrays_can_be_saved(tiny, tmp_path):
 
 
 # ---- a folder is whole or not there ---------------------------------------------------------------------------------
-
-
-def test_whole(tmp_path):
-    with whole(tmp_path / "out") as partial:
-        (partial / "x").write_text("1")
-        assert not (tmp_path / "out").exists()
-        assert partial.parent == tmp_path  # on the same disk, so that the last step is a rename
-    assert (tmp_path / "out" / "x").read_text() == "1"
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt, SystemExit])
-def test_nothing_is_left_of_a_failure(tmp_path, error):
-    def fail(folder: Path) -> None:
-        (folder / "folder").mkdir()
-        (folder / "folder" / "x").write_text("1")
-        raise error
-
-    with pytest.raises(error), whole(tmp_path / "out") as partial:
-        fail(partial)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_exists_is_refused(tmp_path):
-    for name, make in (("file", Path.touch), ("folder", Path.mkdir), ("link", lambda path: path.symlink_to("nowhere"))):
-        make(tmp_path / name)
-        with pytest.raises(ModelError, match=rf"{name}: exists already; remove it"), whole(tmp_path / name):
-            raise AssertionError
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
-
-
-def test_parents_that_are_missing_or_closed(tmp_path, monkeypatch):
-    missing = "none: no such folder, so out cannot be written there"
-    with pytest.raises(FileNotFoundError, match=missing), whole(tmp_path / "none" / "out"):
-        raise AssertionError
-
-    def closed(**_: Any) -> str:
-        raise PermissionError(13, "Permission denied", "a name that nobody knows")
-
-    monkeypatch.setattr(checkpoint.tempfile, "mkdtemp", closed)
-    with pytest.raises(PermissionError) as caught, whole(tmp_path / "out"):
-        raise AssertionError
-    assert str(caught.value) == f"{tmp_path}: out cannot be written there (Permission denied)"
 
 
 def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):

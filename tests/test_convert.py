@@ -15,7 +15,6 @@ import pytest
 
 from debug.golden import FIXTURES
 from indextts_jax import checkpoint, convert, models
-from indextts_jax.checkpoint import ModelError
 from indextts_jax.config import Config, ConfigError, read_yaml
 from indextts_jax.convert import (
     CheckpointError,
@@ -32,6 +31,7 @@ from indextts_jax.convert import (
 )  # fmt: skip
 from indextts_jax.convert.table import fill
 from indextts_jax.convert.tensors import Tensors, read_pth
+from indextts_jax.files import FileError
 from indextts_jax.models.qwen3 import Qwen3Config
 from tests.files import Call, Name, arrays, change, linked, ones, write_pth
 
@@ -551,7 +551,7 @@ def test_what_exists_is_left_alone(folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "note").write_text("mine")
-    with pytest.raises(ModelError, match=r"out: exists already; remove it or choose another folder"):
+    with pytest.raises(FileError, match=r"out: exists already; remove it or choose another folder"):
         convert.convert(folder, out)
     assert [path.name for path in out.iterdir()] == ["note"]
     assert (out / "note").read_text() == "mine"
