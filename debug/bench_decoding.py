@@ -22,7 +22,9 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, Prefix
 from indextts_jax.pipeline import Options
+from indextts_jax.render import gather, text_batch
 from indextts_jax.timing import Stopwatch
+from indextts_jax.voice import listen
 
 WORDS = "hello world this is a small test of the speech system please read next sentence slowly".split()  # noqa: SIM905
 
@@ -61,7 +63,7 @@ def batches_table(options: argparse.Namespace) -> None:
     head = model.params["gpt"]["head"]
     bias = head["bias"].at[model.cfg.gpt.stop_code].add(options.stop_bias)
     params = {**model.params, "gpt": {**model.params["gpt"], "head": {**head, "bias": bias}}}
-    voice = pipeline.listen(params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+    voice = listen(params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
     rng, N, B = np.random.default_rng(0), options.sentences, options.rows
     texts = [model.text.analyse(" ".join(rng.choice(WORDS, rng.integers(3, 16))) + ".") for _ in range(N)]
     keys = list(jax.random.split(jax.random.key(1), N))
@@ -70,8 +72,8 @@ def batches_table(options: argparse.Namespace) -> None:
         """Codes and seconds of audio of every utterance."""
         sampling, some = Sampling(beams=beams), [keys[i] for i in rows]
         if options.codes_only:
-            ids, lengths = pipeline.text_batch(model.cfg, [texts[i].ids for i in rows])
-            voices = pipeline.gather([voice] * len(rows))
+            ids, lengths = text_batch(model.cfg, [texts[i].ids for i in rows])
+            voices = gather([voice] * len(rows))
             prefix = gpt.prefix(params["gpt"], model.cfg.gpt, voices.latents, voices.emotion, ids, lengths)
             codes = decoding.generate(params["gpt"], model.cfg.gpt, prefix, some, sampling, options.max_codes, batch)
             return [(int(n), n / 50) for n in codes.lengths]

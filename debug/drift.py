@@ -17,6 +17,8 @@ from indextts_jax.checkpoint import Model
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt
 from indextts_jax.pipeline import Given, Options, Voice
+from indextts_jax.render import text_batch
+from indextts_jax.voice import listen
 
 TEXT = "Hello world, this is a small test of the speech system."
 
@@ -24,7 +26,7 @@ TEXT = "Hello world, this is a small test of the speech system."
 def forced(model: Model, voice: Voice, ids: list[int], codes: np.ndarray) -> np.ndarray:
     """The logits of every step [C, V] while given codes are fed."""
     params, cfg = model.params["gpt"], model.cfg.gpt
-    texts, lengths = pipeline.text_batch(model.cfg, [ids])
+    texts, lengths = text_batch(model.cfg, [ids])
     prefix = gpt.prefix(params, cfg, jnp.asarray(voice.latents)[None], jnp.asarray(voice.emotion)[None], texts, lengths)
     S, P = int(prefix.lengths[0]) + len(codes), int(prefix.lengths[0])
     scores, caches = gpt.prefill(params, cfg, prefix, max(S, prefix.embeddings.shape[1]))
@@ -47,7 +49,7 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     exact, rounded = (checkpoint.load(options.model, dtype) for dtype in ("float32", "bfloat16"))
     recording = audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav")
-    voice, other = (pipeline.listen(model.params, model.cfg, recording) for model in (exact, rounded))
+    voice, other = (listen(model.params, model.cfg, recording) for model in (exact, rounded))
     rows: list[tuple[str, str]] = []
     for name, a, b in zip(Voice._fields, other, voice, strict=True):
         rows.append((f"listening: {name}", f"{relative(a, b):.1e} relative"))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from indextts_jax.checkpoint import Model
-from indextts_jax.emotion import Reader
+from indextts_jax.reader import Reader
 
 
 class Golden(dict[str, Any]):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from debug.follow import Case, Comparison, Row, follow, same, swapped
-from indextts_jax import audio, decoding, emotion, features, pipeline
+from indextts_jax import audio, decoding, emotion, features, pipeline, reader
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, qwen3, repcodec, s2mel, w2vbert
@@ -20,6 +20,7 @@ from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.layers import Dense, LayerNorm, apply
 from indextts_jax.pipeline import Given, Options
 from indextts_jax.text import split
+from indextts_jax.voice import feel, hear, listen
 
 # ---- layouts: theirs -> ours ----------------------------------------------------------------------------------------
 
@@ -508,7 +509,7 @@ def qwen(case: Case) -> Iterator[Comparison]:
     for i, row in enumerate(known.get("convert_table", [])):
         expected = row["result"] and list(row["result"].values())
         try:
-            weights = list(emotion.understand(row["completion"], row["text"]))
+            weights = list(reader.understand(row["completion"], row["text"]))
         except ValueError:  # where the reference raises as well
             weights = None
         yield _equal("qwen3", "understand", f"convert_table[{i}]", weights, expected)
@@ -539,12 +540,12 @@ def qwen(case: Case) -> Iterator[Comparison]:
         answer = qwen3.generate(params, cfg, ids, np.array([ids.shape[1]]), reference.shape[1])
         yield Comparison("qwen3", "generate", key, np.asarray(answer.ids), reference, None)
     if case.has(key := "qwen.emotions", "qwen.answer"):
-        weights = dict(zip(emotion.NAMES, emotion.understand(str(golden["qwen.answer"]), words), strict=True))
+        weights = dict(zip(emotion.NAMES, reader.understand(str(golden["qwen.answer"]), words), strict=True))
         yield _equal("qwen3", "understand", key, weights, json.loads(str(golden[key])))
 
 
 def _prompt(tokenizer: Any, words: str) -> list[int]:
-    return tokenizer.encode(emotion.PROMPT.format(text=words)).ids
+    return tokenizer.encode(reader.PROMPT.format(text=words)).ids
 
 
 def _last(x: Any) -> Any:
@@ -571,12 +572,12 @@ def chain(case: Case) -> Iterator[Comparison]:
             yield Comparison("end-to-end", "chain", key, ours, reference.astype(ours.dtype), allowed)
 
     params, cfg = model.params, model.cfg
-    heard, lengths = pipeline.hear(params, cfg, [recording.samples_16k])
+    heard, lengths = hear(params, cfg, [recording.samples_16k])
     frames = int(lengths[0])
     yield from compare("w2v.spk.normalized", heard[:, :frames], "component")
     codes = repcodec.quantize(params["repcodec"], cfg.repcodec, heard, lengths).codes
     yield from compare("codec.codes", codes[:, :frames], None)
-    voice = pipeline.listen(params, cfg, recording)
+    voice = listen(params, cfg, recording)
     yield from compare("ref_mel", voice.mel[None], "front end rounding", swapped)
     yield from compare("campplus.out", voice.style[None], "style of a recording")
     yield from compare("prompt_condition", voice.content[None], "component")
@@ -584,7 +585,7 @@ def chain(case: Case) -> Iterator[Comparison]:
 
     felt = _weighed(case)
     if meta.get("emo_audio"):
-        felt = Emotion(vector=pipeline.feel(params, cfg, recording.emotion_16k), alpha=meta["emo_alpha"])
+        felt = Emotion(vector=feel(params, cfg, recording.emotion_16k), alpha=meta["emo_alpha"])
     vector = emotion.resolve(params["emotion"], cfg.emotion, felt, voice.emotion, voice.base, voice.style)
     yield from compare("seg0.gpt.emo_vec", np.asarray(vector)[None], "component")
 

@@ -155,7 +155,7 @@ def to_int16(samples: np.ndarray | Array) -> np.ndarray:
 
 
 def write_wav(path: str | os.PathLike[str], samples: np.ndarray, rate: int = MEL_RATE) -> None:
-    """Write samples [N] int16 as a mono WAV file that appears only once it is complete. Raises AudioError or FileError."""
+    """Write samples [N] int16 as a mono WAV file that appears only once it is complete. Raises FileError."""
     path = Path(path)
     if samples.ndim != 1 or samples.dtype != np.int16:
         raise AudioError(f"{path}: samples {samples.shape} {samples.dtype}; give one channel [N] of int16 (to_int16)")

@@ -29,19 +29,19 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from indextts_jax import audio, decoding, models, pipeline
+from indextts_jax import audio, decoding, models, pipeline, voice
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
-from indextts_jax.pipeline import Options, Voice
+from indextts_jax.pipeline import Options
 from indextts_jax.text import Analysis
 from indextts_jax.timing import Stopwatch
 
 # In the order of the data: what is called where, and its name in the table.
 SEAMS: tuple[tuple[ModuleType, str, str], ...] = (
-    (pipeline, "_w2vbert_features", "w2v-BERT features"), (w2vbert, "encode", "w2v-BERT"),
-    (repcodec, "quantize", "RepCodec"), (pipeline, "_campplus_features", "CAMPPlus features"),
-    (campplus, "embed", "CAMPPlus"), (pipeline, "_mel", "mel"), (conditioner, "speaker_latents", "speaker latents"),
+    (voice, "_w2vbert_features", "w2v-BERT features"), (w2vbert, "encode", "w2v-BERT"),
+    (repcodec, "quantize", "RepCodec"), (voice, "_campplus_features", "CAMPPlus features"),
+    (campplus, "embed", "CAMPPlus"), (voice, "_mel", "mel"), (conditioner, "speaker_latents", "speaker latents"),
     (conditioner, "emotion_vector", "emotion vector"), (s2mel, "regulate", "prompt content"),
     (gpt, "prefix", "prefix"), (gpt, "prefill", "prefill"),
     (decoding, "admit", "admission"), (decoding, "advance", "decoding"), (decoding, "pack", "packing the cache"),
@@ -339,9 +339,9 @@ def run(
 
     def chain() -> tuple[float, float, float]:
         begin = time.perf_counter()
-        voice: Voice = pipeline.listen(params, cfg, recording)
+        heard = voice.listen(params, cfg, recording)
         middle = time.perf_counter()
-        spoken = pipeline.speak(params, cfg, [text] * setting.batch, [voice] * setting.batch, keys, options)
+        spoken = pipeline.speak(params, cfg, [text] * setting.batch, [heard] * setting.batch, keys, options)
         end = time.perf_counter()
         return middle - begin, end - middle, sum(len(speech.samples) / speech.rate for speech in spoken)
 

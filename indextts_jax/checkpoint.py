@@ -23,7 +23,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from indextts_jax import config, models
 from indextts_jax.config import Config
-from indextts_jax.emotion import Reader
+from indextts_jax.reader import Reader
 from indextts_jax.text import TextFrontEnd
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from indextts_jax.audio import Recording
     from indextts_jax.checkpoint import Model
-    from indextts_jax.pipeline import Audio, Given, Options, Progress, Voice
+    from indextts_jax.pipeline import Audio, Given, Options, Progress
     from indextts_jax.text import Analysis
+    from indextts_jax.voice import Voice
 
 log = logging.getLogger("indextts_jax")
 
@@ -251,28 +252,30 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _voice(options: argparse.Namespace) -> None:
-    from indextts_jax import audio, checkpoint, pipeline
+    from indextts_jax import audio, checkpoint
+    from indextts_jax.voice import listen, load_voice, save_voice
 
     if options.source.suffix == ".safetensors":
         cfg, _ = checkpoint.read_description(options.model)
-        voice = pipeline.load_voice(options.source, cfg)
+        voice = load_voice(options.source, cfg)
     else:
         if options.output is None or options.output.suffix != ".safetensors":
             raise ValueError(f"--output is {options.output}: give the Voice file to write, ending in .safetensors")
         _check_writable(options.output)
         recording = audio.load_speaker(options.source)
         model = _load(options.model, options.dtype, recording)
-        voice = pipeline.listen(model.params, model.cfg, recording)
+        voice = listen(model.params, model.cfg, recording)
         cfg = model.cfg
-        pipeline.save_voice(options.output, voice)
+        save_voice(options.output, voice)
     seconds = len(voice.mel) * cfg.mel.hop / cfg.mel.rate
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in voice._asdict().items())
     print(f"{options.output or options.source}: a voice of {seconds:.2f} s; {shapes}")
 
 
 def _emotion(options: argparse.Namespace) -> None:
-    from indextts_jax import audio, checkpoint, emotion, pipeline
+    from indextts_jax import audio, checkpoint, emotion
     from indextts_jax.emotion import Emotion
+    from indextts_jax.voice import feel
 
     if options.output is not None:
         if options.output.suffix != ".safetensors":
@@ -289,7 +292,7 @@ def _emotion(options: argparse.Namespace) -> None:
     else:
         recording = audio.load_emotion(options.audio)
         model = checkpoint.load(options.model, _configure_jax(options.dtype))
-        found = Emotion(vector=pipeline.feel(model.params, model.cfg, recording))
+        found = Emotion(vector=feel(model.params, model.cfg, recording))
     if options.output is not None:
         emotion.save(options.output, found)
     if found.weights is None:
@@ -321,6 +324,7 @@ def _speak(options: argparse.Namespace) -> None:
     from indextts_jax import audio, pipeline
     from indextts_jax.emotion import Emotion
     from indextts_jax.timing import Stopwatch
+    from indextts_jax.voice import feel, listen, load_voice
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
     settings = _settings(options, options.batch)
@@ -339,12 +343,12 @@ def _speak(options: argparse.Namespace) -> None:
 
     with Stopwatch() as watch, _progress() as progress:
         if recording is None:
-            voice: Voice = pipeline.load_voice(options.voice, model.cfg)
+            voice: Voice = load_voice(options.voice, model.cfg)
         else:
             progress("listen", 0, 1)
-            voice = pipeline.listen(model.params, model.cfg, recording)
+            voice = listen(model.params, model.cfg, recording)
         if isinstance(felt, np.ndarray):
-            felt = Emotion(vector=pipeline.feel(model.params, model.cfg, felt), alpha=_alpha(options))
+            felt = Emotion(vector=feel(model.params, model.cfg, felt), alpha=_alpha(options))
         key = jax.random.key(options.seed)
         [speech] = pipeline.speak(
             model.params, model.cfg, [analysis], [voice], [key], settings, [felt], given, progress

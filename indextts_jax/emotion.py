@@ -1,19 +1,17 @@
 """An emotion, whichever way it was made: by a recording, by eight weights, or by a text that Qwen reads.
 
     Emotion(weights=parse("happy=0.6,calm=0.2"))
-    Emotion(vector=pipeline.feel(params, cfg, audio.load_emotion("sad.wav")), alpha=0.6)
+    Emotion(vector=feel(params, cfg, audio.load_emotion("sad.wav")), alpha=0.6)
     Emotion(weights=checkpoint.load_reader("model").read("I am so glad!"))
 
 `pipeline.speak` takes one per text, or None for the voice's own.
 """
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +20,8 @@ import safetensors
 import safetensors.numpy
 
 from indextts_jax import files
-from indextts_jax.buckets import QUESTION, bucket
 from indextts_jax.models import emotion as matrices
-from indextts_jax.models import qwen3
 from indextts_jax.models.emotion import EmotionConfig
-from indextts_jax.models.qwen3 import Qwen3Config
 
 NAMES = ("happy", "angry", "sad", "afraid", "disgusted", "melancholic", "surprised", "calm")
 MOST = 1.2  # of one weight: where the reference cuts what Qwen answers
@@ -40,7 +35,7 @@ class Emotion:
     """What to feel: either `weights` of the eight NAMES, or the `vector` [D] of a recording; and how strongly."""
 
     weights: Sequence[float] | None = None  # each 0 to 1.2
-    vector: Any = None  # from `pipeline.feel`
+    vector: Any = None  # from `voice.feel`
     alpha: float = 1.0  # scales the weights, or how far to go from the voice's base to the vector
     seed: int | None = None  # with weights: speakers drawn at random instead of the ones most like the voice
 
@@ -100,7 +95,7 @@ def mix(base: Any, emotion: Any, alpha: float) -> Any:
 def resolve(params: Any, cfg: EmotionConfig, emotion: Emotion | None, own: Any, base: Any, style: Any) -> Any:
     """What an emotion is for one voice: -> vector [D] float32.
 
-    params: the component "emotion"; own, base [D] and style of the voice (`pipeline.Voice`).
+    params: the component "emotion"; own, base [D] and style of the voice (`voice.Voice`).
     """
     if emotion is None:
         return own
@@ -149,94 +144,3 @@ def load(path: str | Path) -> Emotion:
         return Emotion(weights, found.get("vector"), float(about["alpha"]), seed)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not an emotion file, or cut short ({error}); make it again") from None
-
-
-# ---- by text --------------------------------------------------------------------------------------------------------
-
-CHINESE = ("高兴", "愤怒", "悲伤", "恐惧", "反感", "低落", "惊讶", "自然")  # NAMES, as Qwen was taught them
-PROMPT = (
-    "<|im_start|>system\n文本情感分类<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-    "<think>\n\n</think>\n\n"
-)
-# Qwen calls melancholy sadness; where a text names it, the two are swapped.
-MELANCHOLIC = ("低落", "melancholy", "melancholic", "depression", "depressed", "gloomy")
-LABELS = ("emotion", "emotion_label", "label", "情感", "情绪")
-
-
-class Reader(NamedTuple):
-    """What reads emotions off texts: Qwen, fine-tuned for it, and its tokenizer; see `checkpoint.load_reader`."""
-
-    params: Any
-    cfg: Qwen3Config
-    tokenizer: Any  # tokenizers.Tokenizer
-
-    def answer(self, text: str, most: int = 256) -> str:
-        """What Qwen says about a text: greedy, `most` tokens at the most. Raises ValueError for an empty text."""
-        if not text.strip():
-            raise ValueError("the text to read an emotion off is empty: give at least one word")
-        ids = self.tokenizer.encode(PROMPT.format(text=text)).ids
-        room = bucket(len(ids), QUESTION)
-        padded = np.pad(np.array(ids, np.int32), (0, room - len(ids)))[None]
-        drawn, lengths = qwen3.generate(self.params, self.cfg, jnp.asarray(padded), jnp.array([len(ids)]), most)
-        return answer_in(self.tokenizer, np.asarray(drawn)[0, : int(lengths[0])].tolist())
-
-    def read(self, text: str) -> tuple[float, ...]:
-        """The weights of a text's emotions. Raises ValueError where the answer cannot be understood."""
-        return understand(self.answer(text), text)
-
-
-def answer_in(tokenizer: Any, ids: list[int]) -> str:
-    """What is said in ids drawn, after what is thought."""
-    end = tokenizer.token_to_id("</think>")
-    return tokenizer.decode(ids[len(ids) - ids[::-1].index(end) :] if end in ids else ids, skip_special_tokens=True)
-
-
-def understand(answer: str, text: str) -> tuple[float, ...]:
-    """The weights in Qwen's answer about a text, by the reference's rules.
-
-    JSON, or else pairs found by a regular expression; answers that name one emotion count as 1; weights are cut to
-    0 .. 1.2; no emotion at all is calm. Raises ValueError, with the answer, where the reference raises.
-    """
-    try:
-        content = json.loads(answer)
-    except json.JSONDecodeError:
-        pairs = re.finditer(r"""([^\s":.,]+?)"?\s*:\s*([\d.]+)""", answer)
-        content = {}
-        for pair in pairs:
-            content[pair[1]] = _number(pair[2], answer)
-    if any(word in text.lower() for word in MELANCHOLIC):
-        if not isinstance(content, dict):
-            raise ValueError(f"Qwen's answer holds no emotions: {answer!r}; say the text in other words")
-        content["悲伤"], content["低落"] = content.get("低落", 0.0), content.get("悲伤", 0.0)
-
-    found = dict(content) if isinstance(content, dict) else {}
-    # One emotion named instead of eight weighed, as the whole answer or under a label.
-    named = [_name(content), *(_name(found.get(label)) for label in LABELS)]
-    if (first := next(filter(None, named), None)) and not any(name in found for name in CHINESE):
-        found[first] = 1.0
-    for name in CHINESE:
-        if other := _name(found.get(name)):
-            found[name] = float(other == name)
-            found[other] = 1.0
-    weights = [max(0.0, min(MOST, _number(found.get(name, 0.0), answer))) for name in CHINESE]
-    if not any(weights):
-        weights[NAMES.index("calm")] = 1.0
-    return tuple(weights)
-
-
-def _name(value: Any) -> str | None:
-    """The Chinese name of an emotion that is named in either language."""
-    if not isinstance(value, str):
-        return None
-    value = value.strip()
-    english = dict(zip(NAMES, CHINESE, strict=True))
-    return value if value in CHINESE else english.get(value.lower())
-
-
-def _number(value: Any, answer: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"Qwen's answer has {value!r} where a weight should be: {answer!r}; say the text in other words"
-        ) from None

@@ -14,57 +14,24 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jax import Array
 
-from indextts_jax import audio, buckets, decoding, emotion, features, files
+from indextts_jax import buckets, decoding, emotion
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
-from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
+from indextts_jax.models import Params, bigvgan, gpt, s2mel
+from indextts_jax.render import _noise, _stacked, gather, second_pass, target_frames, text_batch, to_mel
 from indextts_jax.text import Analysis
+from indextts_jax.voice import Voice
 
 log = logging.getLogger(__name__)
-
-Params = dict[str, Any]  # component -> parameter tree
-
-
-class Voice(NamedTuple):
-    """Everything the system needs to know of a speaker, float32; made once by `listen`, kept as a file."""
-
-    latents: Any  # [L, D] what the GPT hears
-    emotion: Any  # [D] the recording's own
-    base: Any  # [D] its emotion by way of the speaker's features: what other emotions are mixed into
-    style: Any  # [style]
-    mel: Any  # [P, M] log-mel of the recording, the prompt of the flow
-    content: Any  # [P, K] what is said in it
-
-
-class Voices(NamedTuple):
-    """Voices as a batch, the prompts padded at their ends."""
-
-    latents: Array  # [B, L, D]
-    emotion: Array  # [B, D]
-    style: Array  # [B, style]
-    mel: Array  # [B, P, M]
-    content: Array  # [B, P, K]
-    lengths: Array  # [B] frames
-
-
-class Rendered(NamedTuple):
-    """What codes become."""
-
-    mel: Array  # [B, F, M] log-mel
-    lengths: Array  # [B] frames
-    samples: Array  # [B, F * hop] float32 within ±1
 
 
 class Given(NamedTuple):
@@ -125,84 +92,6 @@ class Options:
 Progress = Callable[[str, int, int], None]  # stage that begins, steps done, steps in all
 FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
 STAGES = ("codes", "latents", "mel", "vocode")  # each is one step per segment
-
-
-# ---- listen ---------------------------------------------------------------------------------------------------------
-
-
-def listen(params: Params, cfg: Config, recording: audio.Recording) -> Voice:
-    """Make a Voice of a recording (`audio.load_speaker` or `audio.recording`).
-
-    Computed in the dtype of the weights, given back as float32 numpy arrays. Reference: indextts/infer_v2.py.
-    """
-    semantic, lengths = hear(params, cfg, [recording.samples_16k, recording.emotion_16k])
-    samples, samples_lengths = _padded([recording.samples_16k], features.SPEECH_RATE)
-    style = campplus.embed(params["campplus"], cfg.campplus, *_campplus_features(samples, samples_lengths))
-    mel, mel_lengths = _mel(*_padded([recording.samples_22k], cfg.mel.rate), cfg.mel)
-    own, own_length = semantic[:1], lengths[:1]
-    quantized = repcodec.quantize(params["repcodec"], cfg.repcodec, own, own_length)
-    content = s2mel.regulate(
-        params["s2mel"], cfg.s2mel, quantized.embeddings, own_length, frames=mel.shape[1], target_lengths=mel_lengths
-    )
-    latents = conditioner.speaker_latents(params["conditioner"], cfg.conditioner, own, own_length)
-    base, other = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, semantic, lengths)
-    frames = int(mel_lengths[0])
-    voice = Voice(latents[0], emotion.mix(base, other, 1.0), base, style[0], mel[0, :frames], content[0, :frames])
-    return Voice(*(np.asarray(array, np.float32) for array in voice))
-
-
-def feel(params: Params, cfg: Config, recording: np.ndarray) -> np.ndarray:
-    """The emotion vector [D] float32 of a recording at 16 kHz (`audio.load_emotion`), for `Emotion(vector=...)`."""
-    semantic, lengths = hear(params, cfg, [recording])
-    vector = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, semantic, lengths)
-    return np.asarray(vector[0], np.float32)
-
-
-def hear(params: Params, cfg: Config, recordings: Sequence[np.ndarray]) -> tuple[Array, Array]:
-    """Semantic features of recordings at 16 kHz: -> ([B, T, width], lengths [B]), 50 frames a second."""
-    heard, lengths, seen = _w2vbert_features(*_padded(recordings, features.SPEECH_RATE))
-    return w2vbert.encode(params["w2vbert"], cfg.w2vbert, heard, seen, lengths), lengths
-
-
-def _padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
-    """Samples of several recordings, padded to a bucket of seconds: [B, N], lengths [B]."""
-    seconds = bucket(-(-max(map(len, recordings)) // rate), buckets.SECONDS)
-    rows = [np.pad(samples, (0, seconds * rate - len(samples))) for samples in recordings]
-    return jnp.asarray(np.stack(rows)), jnp.array([len(samples) for samples in recordings])
-
-
-_w2vbert_features = jax.jit(features.w2vbert_features)
-_campplus_features = jax.jit(features.campplus_features)
-_mel = jax.jit(features.mel, static_argnums=2)
-
-_VOICE_FORMAT = "indextts-jax voice 1"
-
-
-def save_voice(path: str | Path, voice: Voice) -> None:
-    """Write a Voice as a safetensors file, which appears only once it is complete. Raises OSError."""
-    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in voice._asdict().items()}
-    files.write_whole(Path(path), safetensors.numpy.save(arrays, {"format": _VOICE_FORMAT}))
-
-
-def load_voice(path: str | Path, cfg: Config) -> Voice:
-    """Read a Voice that `save_voice` wrote. Raises FileNotFoundError, or ValueError for what does not fit the model."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            known = (file.metadata() or {}).get("format") == _VOICE_FORMAT
-            voice = Voice(*(file.get_tensor(name) for name in Voice._fields)) if known else None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a voice file, or cut short ({error}); make it again") from None
-    if voice is None:
-        raise ValueError(f"{path}: not a voice file of this version; make it with `indextts-jax voice`")
-    width, mels = cfg.gpt.width, cfg.s2mel.mels
-    if voice.latents.shape != (cfg.conditioner.speaker.latents, width) or voice.mel.shape[1:] != (mels,):
-        raise ValueError(
-            f"{path}: made with another model (width {voice.latents.shape[-1]}, not {width}); make it again"
-        )
-    return voice
 
 
 # ---- speak ----------------------------------------------------------------------------------------------------------
@@ -400,86 +289,3 @@ def _join(cfg: Config, items: Sequence[_Item], options: Options) -> Audio:
         segments.append(Segment(item.codes, item.mel, at, at + len(item.samples), item.stopped))
         at += len(item.samples)
     return Audio(np.concatenate(parts), cfg.mel.rate, tuple(segments))
-
-
-def gather(voices: Sequence[Voice]) -> Voices:
-    """Voices as one batch, the prompts padded to a bucket."""
-    room = bucket(max(len(voice.mel) for voice in voices), buckets.PROMPT)
-    latents, emotion, style = (
-        jnp.asarray(np.stack([getattr(v, n) for v in voices])) for n in ("latents", "emotion", "style")
-    )
-    mel, lengths = _stacked([voice.mel for voice in voices], room)
-    content, _ = _stacked([voice.content for voice in voices], room)
-    return Voices(latents, emotion, style, mel, content, lengths)
-
-
-def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-    """Text ids as a padded batch: [B, X] int32, lengths [B]. Raises ValueError for ids or lengths the GPT lacks."""
-    longest = max(map(len, rows))
-    if longest > cfg.gpt.most_texts:
-        raise ValueError(
-            f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}: use shorter segments"
-        )
-    highest = max((max(row, default=0) for row in rows), default=0)
-    if highest >= cfg.gpt.texts:
-        raise ValueError(f"text id {highest} is past the model's {cfg.gpt.texts}: bpe.model belongs to another model")
-    return _stacked([np.asarray(row, np.int32) for row in rows], bucket(longest, buckets.TEXT))
-
-
-def target_frames(codes: int) -> int:
-    """The mel frames that a bucket of codes can need."""
-    return int(codes * s2mel.FRAMES_PER_CODE) + 1
-
-
-def _stacked(rows: Sequence[Any], room: int) -> tuple[Array, Array]:
-    """Arrays of different lengths as a batch, padded with zeros: [B, room, ...], lengths [B]."""
-    arrays = [np.asarray(row) for row in rows]
-    padded = [np.pad(a, ((0, room - len(a)),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
-    return jnp.asarray(np.stack(padded)), jnp.array([len(a) for a in arrays])
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _noise(keys: Array, frames: int, mels: int) -> Array:
-    return jax.vmap(lambda key: s2mel.draw_noise(key, frames, mels))(keys)
-
-
-# ---- from codes to samples: pure functions --------------------------------------------------------------------------
-
-
-def second_pass(params: Params, cfg: Config, voices: Voices, texts: Array, lengths: Array, codes: Array) -> Array:
-    """The GPT's latents of codes already known: texts [B, X], lengths [B], codes [B, C] -> [B, C, D]."""
-    prefix = gpt.prefix(params["gpt"], cfg.gpt, voices.latents, voices.emotion, texts, lengths)
-    return gpt.latents(params["gpt"], cfg.gpt, prefix, codes)
-
-
-def to_mel(
-    params: Params, cfg: Config, voices: Voices, codes: Array, lengths: Array, latents: Array, noise: Array,
-    steps: int = 25, guidance: float = 0.7, frames: int | None = None,
-) -> tuple[Array, Array]:  # fmt: skip
-    """Codes [B, C], lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B].
-
-    `frames`: room for prompt and target together, see `s2mel.flow`.
-    """
-    embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, codes)
-    targets = s2mel.target_lengths(lengths)
-    content = s2mel.content(
-        params["s2mel"], cfg.s2mel, embeddings, latents, lengths, frames=noise.shape[1], target_lengths=targets
-    )
-    mel = s2mel.flow(
-        params["s2mel"], cfg.s2mel, noise, content, targets, voices.mel, voices.content, voices.lengths, voices.style,
-        steps=steps, guidance=guidance, frames=frames,
-    )  # fmt: skip
-    return mel, targets
-
-
-def render(
-    params: Params, cfg: Config, voices: Voices, texts: Array, text_lengths: Array, codes: Array, code_lengths: Array,
-    noise: Array, steps: int = 25, guidance: float = 0.7,
-) -> Rendered:  # fmt: skip
-    """Everything after the codes, as one pure function: differentiable in voices, noise and parameters.
-
-    texts [B, X], codes [B, C] int32 with their lengths [B]; noise [B, F, M] with F at least `target_frames(C)`.
-    """
-    latents = second_pass(params, cfg, voices, texts, text_lengths, codes)
-    mel, lengths = to_mel(params, cfg, voices, codes, code_lengths, latents, noise, steps, guidance)
-    return Rendered(mel, lengths, bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, lengths))

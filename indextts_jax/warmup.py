@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import buckets, checkpoint, decoding, features, models, pipeline
+from indextts_jax import buckets, checkpoint, decoding, features, models, render, voice
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
@@ -67,7 +67,7 @@ class Program(NamedTuple):
 def programs(
     cfg: Config, options: Options, uses: Uses, dtype: Any, shapes: Callable[[str, Any], Any] = models.shapes
 ) -> list[Program]:
-    """Everything that `pipeline.listen` and `pipeline.speak` run for such uses, each program once.
+    """Everything that `voice.listen` and `pipeline.speak` run for such uses, each program once.
 
     shapes: of the parameters of a component, by its name and configuration.
     """
@@ -147,14 +147,14 @@ def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
             return struct((n,), np.int32)
 
         speech, music = seconds * features.SPEECH_RATE, seconds * cfg.mel.rate
-        yield (front := program("w2v-BERT features", pipeline._w2vbert_features, struct((2, speech)), integers(2)))
+        yield (front := program("w2v-BERT features", voice._w2vbert_features, struct((2, speech)), integers(2)))
         heard, _, seen = front.result()
         yield (encode := program("w2v-BERT", w2vbert.encode, params["w2vbert"], cfg.w2vbert, heard, seen, integers(2)))
         semantic = _result(encode)
         own = _placed(struct((1, *semantic.shape[1:]), semantic.dtype))
-        yield (front := program("CAMPPlus features", pipeline._campplus_features, struct((1, speech)), integers(1)))
+        yield (front := program("CAMPPlus features", voice._campplus_features, struct((1, speech)), integers(1)))
         yield program("CAMPPlus", campplus.embed, params["campplus"], cfg.campplus, *front.result())
-        yield (mel := program("mel", pipeline._mel, struct((1, music)), integers(1), cfg.mel))
+        yield (mel := program("mel", voice._mel, struct((1, music)), integers(1), cfg.mel))
         yield (quantize := program("RepCodec", repcodec.quantize, params["repcodec"], cfg.repcodec, own, integers(1)))
         yield program(
             "prompt content", s2mel.regulate, params["s2mel"], cfg.s2mel, _result(quantize).embeddings, integers(1),
@@ -211,7 +211,7 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[
     for batch in (n for n in buckets.BATCH if n <= max(bucket(n, buckets.BATCH) for n in uses.batches)):
         integers = struct((batch,), np.int32)
         for room in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
-            frames = pipeline.target_frames(room)
+            frames = render.target_frames(room)
             shape = f"{batch} rows, {room} codes"
             codes = struct((batch, room), np.int32)
             for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
@@ -229,7 +229,7 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[
             for seconds in uses.seconds:
                 prompt = math.ceil(seconds * cfg.mel.rate / cfg.mel.hop)
                 fewest = max((n for n in buckets.CODES if n < room), default=0) + 1
-                ends = prompt - 1 + pipeline.target_frames(fewest), prompt + 1 + pipeline.target_frames(room)
+                ends = prompt - 1 + render.target_frames(fewest), prompt + 1 + render.target_frames(room)
                 for T in sorted({bucket(n, buckets.FRAMES) for n in range(*ends)}):
                     yield from _flow(cfg, params, options, batch, bucket(prompt, buckets.PROMPT), _result(content), T)
 
@@ -240,7 +240,7 @@ def _flow(
     own, dtype, lengths = cfg.s2mel, content.dtype, struct((batch,), np.int32)
     frames = content.shape[1]
     keys = jax.ShapeDtypeStruct((batch,), jax.random.key(0).dtype)
-    yield Program("noise", f"{batch} rows, {frames} frames", pipeline._noise, (keys, frames, own.mels), {})
+    yield Program("noise", f"{batch} rows, {frames} frames", render._noise, (keys, frames, own.mels), {})
     # The prompt and the content, of which only the latter comes of weights.
     packed = []
     for width, place in ((own.mels, False), (own.content, True)):

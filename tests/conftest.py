@@ -13,8 +13,9 @@ import jax
 import pytest
 
 from debug.golden import FIXTURES
-from indextts_jax import convert
+from indextts_jax import audio, checkpoint, convert
 from indextts_jax.config import Config
+from indextts_jax.voice import Voice, listen
 
 # Programs are shared between tests, workers and runs.
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
@@ -52,3 +53,15 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "tiny"
     convert.convert(Tiny.folder, out, strict=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def model(converted: Path) -> checkpoint.Model:
+    """The tiny checkpoint, loaded: once for all tests that do not count what loading does."""
+    return checkpoint.load(converted)
+
+
+@pytest.fixture(scope="session")
+def voice(model: checkpoint.Model) -> Voice:
+    """The speaker of most golden files."""
+    return listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))

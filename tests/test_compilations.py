@@ -9,6 +9,7 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.models import bigvgan, gpt, s2mel
 from indextts_jax.pipeline import Options
 from indextts_jax.timing import Stopwatch
+from indextts_jax.voice import listen
 
 WORDS = "hello world this is a small test of the speech system please read the next sentence slowly".split()  # noqa: SIM905
 
@@ -24,7 +25,7 @@ def test_fifty_sentences(converted):
     head = model.params["gpt"]["head"]
     head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(5.5)}  # the tiny model never stops by itself
     params = {**model.params, "gpt": {**model.params["gpt"], "head": head}}
-    voice = pipeline.listen(params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+    voice = listen(params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
     rng, frames, most = np.random.default_rng(0), (170, 392), 60
     stages = (gpt.prefix, gpt.prefill, decoding.admit, decoding.advance, gpt.latents, s2mel.solve, bigvgan.vocode)
     jax.clear_caches()  # other tests may have compiled some of these programs

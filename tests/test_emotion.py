@@ -1,19 +1,16 @@
-"""Emotions by weights, recording and text: the reference's vectors and its rules, files, and bad input."""
-
-import json
+"""Emotions by weights, recording: the reference's vectors and its rules, files, and bad input."""
 
 import jax
 import numpy as np
 import pytest
 
 from debug.golden import FIXTURES, TOLERANCE, golden, relative
-from indextts_jax import checkpoint, emotion
-from indextts_jax.emotion import NAMES, Emotion
+from indextts_jax import emotion
+from indextts_jax.emotion import Emotion
 from indextts_jax.models import emotion as matrices
 from tests.small import normal
 
 WEIGHTS = (0.3, 0.0, 0.2, 0.0, 0.0, 0.1, 0.0, 0.1)
-QWEN = json.loads((FIXTURES / "golden" / "qwen_emotion.json").read_text("utf-8"))
 
 
 def resolved(tiny, felt, own, style):
@@ -108,45 +105,6 @@ def test_bad_weights_are_refused(text, message):
 def test_bad_emotions_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         Emotion(**bad)
-
-
-# ---- what Qwen answers ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", QWEN["convert_table"], ids=lambda case: case["completion"])
-def test_answers_are_understood_as_the_reference_does(case):
-    if case["result"] is None:
-        with pytest.raises(ValueError, match="say the text in other words") as error:
-            emotion.understand(case["completion"], case["text"])
-        assert repr(case["completion"]) in str(error.value)
-    else:
-        assert emotion.understand(case["completion"], case["text"]) == tuple(case["result"].values())
-        assert tuple(case["result"]) == NAMES
-
-
-@pytest.fixture(scope="module")
-def reader(converted):
-    return checkpoint.load_reader(converted)
-
-
-@pytest.mark.parametrize("run", QWEN["runs"], ids=lambda run: run["text"])
-def test_texts_are_read_as_the_reference_does(reader, run):
-    ids = run["input_ids"]
-    assert reader.tokenizer.encode(emotion.PROMPT.format(text=run["text"])).ids == ids
-    drawn = len(run["output_ids"]) - len(ids)
-    assert reader.answer(run["text"], drawn) == run["decoded"]
-    assert reader.read(run["text"]) == tuple(run["result"].values())
-    with pytest.raises(ValueError, match="the text to read an emotion off is empty"):
-        reader.read("  ")
-
-
-def test_what_was_thought_is_left_out(reader):
-    """Of ids drawn by hand: the answer begins after the last </think>, and special tokens are no part of it."""
-    thought, [happy] = reader.tokenizer.token_to_id("</think>"), reader.tokenizer.encode("a").ids[:1]
-    assert thought is not None
-    answers = {(happy, thought, happy): "a", (happy, thought, thought): "", (happy,): "a"}
-    for ids, expected in answers.items():
-        assert emotion.answer_in(reader.tokenizer, list(ids)) == expected
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -4,29 +4,19 @@ import re
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
-from indextts_jax import audio, buckets, checkpoint, emotion, pipeline
+from indextts_jax import audio, buckets, emotion, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.pipeline import Given, Options
 from indextts_jax.timing import Stopwatch
+from indextts_jax.voice import feel, listen
 
 GREEDY = Options(Sampling(beams=1, sample=False), max_codes=40)
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def model(converted):
-    return checkpoint.load(converted)
-
-
-@pytest.fixture(scope="module")
-def voice(model):
-    return pipeline.listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
 
 
 def speak(model, text, voice, key=KEY, options=GREEDY, given=None, budget=120, felt=None):
@@ -58,16 +48,6 @@ def differences(speech, arrays):
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 
-def test_voice_equals_reference(model, voice):
-    arrays = golden("en_greedy")
-    assert relative(voice.latents, arrays["seg0.gpt.speech_conditioning_latent"][0]) <= TOLERANCE["component"]
-    assert relative(voice.emotion, arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
-    assert relative(voice.base, arrays["seg0.gpt.emo_layer.spk.out"][0]) <= TOLERANCE["component"]
-    assert relative(voice.style, arrays["campplus.out"][0]) <= TOLERANCE["style of a recording"]
-    assert absolute(voice.mel, arrays["ref_mel"][0].T) <= TOLERANCE["front end rounding"]
-    assert relative(voice.content, arrays["prompt_condition"][0]) <= TOLERANCE["component"]
-
-
 def test_three_segments_equal_reference(model, voice):
     arrays = golden("en_segments")
     text = "Hello world, this is a small test. Where is the money? I do not know, please read the next sentence slowly."
@@ -85,13 +65,13 @@ CHINESE = "今天天气很好，我们去公园吧。你好世界，这是一个
 @pytest.fixture(scope="module")
 def odd(model):
     """The voice whose last filterbank frame is put out."""
-    return pipeline.listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k_odd.wav"))
+    return listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k_odd.wav"))
 
 
 def test_chinese_with_a_recorded_emotion_equals_reference(model, odd):
     arrays = golden("zh_greedy_emotion_audio")
     assert relative(odd.style, arrays["campplus.out"][0]) <= TOLERANCE["style of a recording"]
-    vector = pipeline.feel(model.params, model.cfg, audio.load_emotion(FIXTURES / "audio" / "emotion.wav"))
+    vector = feel(model.params, model.cfg, audio.load_emotion(FIXTURES / "audio" / "emotion.wav"))
     felt = Emotion(vector=vector, alpha=0.6)
     assert relative(resolve(model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
     assert not differences(speak(model, CHINESE, odd, given=noise_of(arrays, 1), felt=felt), arrays)
@@ -283,60 +263,3 @@ def test_what_does_not_fit_the_model_is_refused(model, voice):
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Options(**bad)
-
-
-# ---- voice files ----------------------------------------------------------------------------------------------------
-
-
-def test_voice_files_round_trip(model, voice, tmp_path):
-    path = tmp_path / "voice.safetensors"
-    pipeline.save_voice(path, voice)
-    loaded = pipeline.load_voice(path, model.cfg)
-    for a, b in zip(loaded, voice, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert [file.name for file in tmp_path.iterdir()] == ["voice.safetensors"]
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"voice\.safetensors: not a voice file, or cut short"):
-        pipeline.load_voice(path, model.cfg)
-    pipeline.save_voice(path, voice._replace(latents=np.zeros((32, 7), np.float32)))
-    with pytest.raises(ValueError, match="made with another model"):
-        pipeline.load_voice(path, model.cfg)
-    with pytest.raises(ValueError, match="not a voice file of this version"):
-        pipeline.load_voice(FIXTURES / "tiny" / "hf_cache" / "semantic_codec_model.safetensors", model.cfg)
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------------
-
-
-def test_gradients_of_the_audio_agree_with_finite_differences(model, voice):
-    """A loss on the samples, with respect to noise, emotion and speaker latents, codes given."""
-    cfg = model.cfg
-    short = voice._replace(mel=voice.mel[:40], content=voice.content[:40])
-    voices = pipeline.gather([short])._replace(
-        mel=jnp.asarray(short.mel)[None], content=jnp.asarray(short.content)[None]
-    )
-    texts, lengths = pipeline.text_batch(cfg, [model.text.analyse("One small test.").ids])
-    codes = jax.random.randint(jax.random.key(1), (1, 8), 0, cfg.repcodec.codes)
-    weights = jax.random.normal(jax.random.key(2), (1, pipeline.target_frames(8) * cfg.bigvgan.hop))
-    inputs = {
-        "noise": jax.random.normal(jax.random.key(3), (1, pipeline.target_frames(8), cfg.s2mel.mels)),
-        "emotion": voices.emotion,
-        "latents": voices.latents,
-    }
-
-    @jax.jit
-    def loss(inputs):
-        there = voices._replace(emotion=inputs["emotion"], latents=inputs["latents"])
-        out = pipeline.render(model.params, cfg, there, texts, lengths, codes, jnp.array([8]), inputs["noise"], steps=4)
-        return (out.samples * weights).mean() * 100
-
-    gradient = jax.jit(jax.grad(loss))(inputs)
-    for i, name in enumerate(inputs):
-        # random, but uphill everywhere: a slope large enough to be measured in float32
-        direction = jnp.sign(gradient[name]) * jnp.abs(jax.random.normal(jax.random.key(10 + i), inputs[name].shape))
-        slope = float((gradient[name] * direction).sum())
-        step = 1e-2  # below 3e-3 the rounding of float32 shows, at 3e-2 the curvature
-        ends = [float(loss({**inputs, name: inputs[name] + s * step * direction})) for s in (1, -1)]
-        measured = (ends[0] - ends[1]) / (2 * step)
-        assert abs(slope) > 1e-4, name
-        assert abs(slope - measured) <= TOLERANCE["gradient"] * abs(measured), name

@@ -13,6 +13,7 @@ from debug.golden import FIXTURES
 from indextts_jax import audio, checkpoint, pipeline, warmup
 from indextts_jax.decoding import Sampling
 from indextts_jax.pipeline import Options
+from indextts_jax.voice import listen
 from indextts_jax.warmup import Uses
 
 VOICE = FIXTURES / "audio" / "voice_24k.wav"
@@ -69,7 +70,7 @@ def test_what_is_made_while_the_weights_are_read(converted, caplog):
         model = checkpoint.load(converted)
         thread.join()
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        voice = pipeline.listen(model.params, model.cfg, recording)
+        voice = listen(model.params, model.cfg, recording)
         pipeline.speak(model.params, model.cfg, [analysis], [voice], [jax.random.key(0)], options)
     compiled = set(re.findall(r"XLA compilation of jit\((\w+)\)", caplog.text))
     first = {"encode", "embed", "quantize", "mel", "speaker_latents", "emotion_vector", "prefix", "prefill", "admit"}

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 # In the order of the data; each is a file here, a field of Config and a checkpoint of a converted model.
 COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "emotion", "gpt", "s2mel", "bigvgan")
 
+Params = dict[str, Any]  # component -> parameter tree
+
 OPTIONAL = ("qwen3",)  # what a model may lack, and what is loaded only when it is asked for
 
 

@@ -1,0 +1,123 @@
+"""From codes to samples: pure functions of arrays, and the batches that they take.
+
+`render` is all of it in one: differentiable in everything that is not an integer.
+
+Dimensions: B batch, X text ids, L latents, C codes, P prompt frames, F target frames, M mels, K content width, D width.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from indextts_jax import buckets
+from indextts_jax.buckets import bucket
+from indextts_jax.config import Config
+from indextts_jax.models import Params, bigvgan, gpt, repcodec, s2mel
+from indextts_jax.voice import Voice
+
+
+class Voices(NamedTuple):
+    """Voices as a batch, the prompts padded at their ends."""
+
+    latents: Array  # [B, L, D]
+    emotion: Array  # [B, D]
+    style: Array  # [B, style]
+    mel: Array  # [B, P, M]
+    content: Array  # [B, P, K]
+    lengths: Array  # [B] frames
+
+
+class Rendered(NamedTuple):
+    """What codes become."""
+
+    mel: Array  # [B, F, M] log-mel
+    lengths: Array  # [B] frames
+    samples: Array  # [B, F * hop] float32 within ±1
+
+
+def gather(voices: Sequence[Voice]) -> Voices:
+    """Voices as one batch, the prompts padded to a bucket."""
+    room = bucket(max(len(voice.mel) for voice in voices), buckets.PROMPT)
+    latents, emotion, style = (
+        jnp.asarray(np.stack([getattr(v, n) for v in voices])) for n in ("latents", "emotion", "style")
+    )
+    mel, lengths = _stacked([voice.mel for voice in voices], room)
+    content, _ = _stacked([voice.content for voice in voices], room)
+    return Voices(latents, emotion, style, mel, content, lengths)
+
+
+def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Text ids as a padded batch: [B, X] int32, lengths [B]. Raises ValueError for ids or lengths the GPT lacks."""
+    longest = max(map(len, rows))
+    if longest > cfg.gpt.most_texts:
+        raise ValueError(
+            f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}: use shorter segments"
+        )
+    highest = max((max(row, default=0) for row in rows), default=0)
+    if highest >= cfg.gpt.texts:
+        raise ValueError(f"text id {highest} is past the model's {cfg.gpt.texts}: bpe.model belongs to another model")
+    return _stacked([np.asarray(row, np.int32) for row in rows], bucket(longest, buckets.TEXT))
+
+
+def target_frames(codes: int) -> int:
+    """The mel frames that a bucket of codes can need."""
+    return int(codes * s2mel.FRAMES_PER_CODE) + 1
+
+
+def _stacked(rows: Sequence[Any], room: int) -> tuple[Array, Array]:
+    """Arrays of different lengths as a batch, padded with zeros: [B, room, ...], lengths [B]."""
+    arrays = [np.asarray(row) for row in rows]
+    padded = [np.pad(a, ((0, room - len(a)),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
+    return jnp.asarray(np.stack(padded)), jnp.array([len(a) for a in arrays])
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _noise(keys: Array, frames: int, mels: int) -> Array:
+    return jax.vmap(lambda key: s2mel.draw_noise(key, frames, mels))(keys)
+
+
+# ---- from codes to samples: pure functions --------------------------------------------------------------------------
+
+
+def second_pass(params: Params, cfg: Config, voices: Voices, texts: Array, lengths: Array, codes: Array) -> Array:
+    """The GPT's latents of codes already known: texts [B, X], lengths [B], codes [B, C] -> [B, C, D]."""
+    prefix = gpt.prefix(params["gpt"], cfg.gpt, voices.latents, voices.emotion, texts, lengths)
+    return gpt.latents(params["gpt"], cfg.gpt, prefix, codes)
+
+
+def to_mel(
+    params: Params, cfg: Config, voices: Voices, codes: Array, lengths: Array, latents: Array, noise: Array,
+    steps: int = 25, guidance: float = 0.7, frames: int | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Codes [B, C], lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B].
+
+    `frames`: room for prompt and target together, see `s2mel.flow`.
+    """
+    embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, codes)
+    targets = s2mel.target_lengths(lengths)
+    content = s2mel.content(
+        params["s2mel"], cfg.s2mel, embeddings, latents, lengths, frames=noise.shape[1], target_lengths=targets
+    )
+    mel = s2mel.flow(
+        params["s2mel"], cfg.s2mel, noise, content, targets, voices.mel, voices.content, voices.lengths, voices.style,
+        steps=steps, guidance=guidance, frames=frames,
+    )  # fmt: skip
+    return mel, targets
+
+
+def render(
+    params: Params, cfg: Config, voices: Voices, texts: Array, text_lengths: Array, codes: Array, code_lengths: Array,
+    noise: Array, steps: int = 25, guidance: float = 0.7,
+) -> Rendered:  # fmt: skip
+    """Everything after the codes, as one pure function: differentiable in voices, noise and parameters.
+
+    texts [B, X], codes [B, C] int32 with their lengths [B]; noise [B, F, M] with F at least `target_frames(C)`.
+    """
+    latents = second_pass(params, cfg, voices, texts, text_lengths, codes)
+    mel, lengths = to_mel(params, cfg, voices, codes, code_lengths, latents, noise, steps, guidance)
+    return Rendered(mel, lengths, bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, lengths))
