@@ -1,0 +1,38 @@
+"""indextts-jax convert: a model folder in the official layout -> a folder that JAX reads."""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from indextts_jax.cli.options import command
+
+
+def add(commands: Any) -> None:
+    sub = command(commands, "convert", run, "Convert a model folder in the official layout; PyTorch is not needed.")
+    sub.add_argument(
+        "model_dir", type=Path, metavar="MODEL_DIR", help="folder with config.yaml, gpt.pth, hf_cache/, ..."
+    )
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder to make; must not exist")
+    sub.add_argument("--strict", action="store_true", help="refuse files with unknown tensors")
+
+
+def run(options: argparse.Namespace) -> None:
+    from indextts_jax.convert import convert
+
+    print(f"{'component':12} {'tensors':>8} {'parameters':>14}  unused")
+
+    def report(done: Any) -> None:
+        print(f"{done.component:12} {done.tensors:8} {done.parameters:14,}  {_summary(done.unused)}", flush=True)
+
+    reports = convert(options.model_dir, options.out, options.strict, report)
+    print(f"{'all':12} {sum(r.tensors for r in reports):8} {sum(r.parameters for r in reports):14,}")
+    print(f"converted to {options.out}")
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Unused tensors by the first three parts of their names, all layers together, with how many there are of each."""
+    groups = Counter(".".join(re.sub(r"\d+", "*", name).split(".")[:3]) for name in names)
+    return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in groups.items()) or "none"
