@@ -1,4 +1,4 @@
-"""How long the PyTorch reference takes, stage by stage; `indextts-jax bench --reference` runs it.
+"""How long the PyTorch reference takes, stage by stage; `debug.bench_reference` runs it.
 
 It runs in the environment of the reference, like dump_python.py, whose checks and hooks it shares. Once it is warm, it
 runs again for every line on standard input, so that whoever asks can time something else in between. Each time one line

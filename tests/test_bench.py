@@ -12,17 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from indextts_jax import bench, checkpoint, cli
+from debug import bench_reference
+from indextts_jax import checkpoint, cli
+from indextts_jax.bench import chain as chains
+from indextts_jax.bench import counting, machine, plot, report
+from indextts_jax.bench.chain import SEAMS, Setting, run
+from indextts_jax.bench.machine import Machine
 from indextts_jax.models import gpt, w2vbert
 from tests.small import GPT, W2VBERT, normal, parameters
 
-SETTING = bench.Setting(beams=1, codes=20, seconds=1.0, pieces=9, flow_steps=2)
-MACHINE = bench.Machine("test", 1, "0", "3", "2026-01-01", {"float32": 1e9, "bfloat16": 2e9}, 1e9)
+SETTING = Setting(beams=1, codes=20, seconds=1.0, pieces=9, flow_steps=2)
+MACHINE = Machine("test", 1, "0", "3", "2026-01-01", {"float32": 1e9, "bfloat16": 2e9}, 1e9)
 
 
 def counted(function, *shapes, trips=1):
     arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-    return bench.products(jax.make_jaxpr(function)(*arguments).jaxpr, trips)
+    return counting.products(jax.make_jaxpr(function)(*arguments).jaxpr, trips)
 
 
 def test_products_by_hand():
@@ -58,28 +63,28 @@ def test_products_of_stages_by_hand():
     D, U, span = c.width, c.intermediate, c.left + c.right + 1
     # attention and convolution, two feed-forwards; scores and sums; scores of distances
     layer = T * (4 * D * D + 3 * D * D + 4 * D * U) + 2 * T * T * D + T * span * D
-    assert bench.products(jaxpr) == 2 * (T * c.features * D + c.layers * layer)
+    assert counting.products(jaxpr) == 2 * (T * c.features * D + c.layers * layer)
     P, g = 12, GPT
     prefix = gpt.Prefix(normal(1, 1, P, g.width), np.array([P]))
     jaxpr = gpt.prefill.trace(parameters("gpt", g), g, prefix).jaxpr.jaxpr
     layer = 12 * P * g.width**2 + 2 * P * P * g.width
-    assert bench.products(jaxpr) == 2 * (g.layers * layer + g.width * g.codes)
+    assert counting.products(jaxpr) == 2 * (g.layers * layer + g.width * g.codes)
 
 
 @pytest.fixture(scope="module")
 def figures(converted):
     """A run of the whole chain on the tiny model."""
     model = checkpoint.load(converted, "float32")
-    before = [getattr(module, attribute) for module, attribute, _ in bench.SEAMS]
-    chain, stages = bench.run(model.params, model.cfg, SETTING, repeat=2)
-    assert [getattr(module, attribute) for module, attribute, _ in bench.SEAMS] == before
+    before = [getattr(module, attribute) for module, attribute, _ in SEAMS]
+    chain, stages = run(model.params, model.cfg, SETTING, repeat=2)
+    assert [getattr(module, attribute) for module, attribute, _ in SEAMS] == before
     return model, chain, stages
 
 
 def test_every_stage_is_timed(figures):
     model, chain, stages = figures
     found = {stage.name: stage for stage in stages}
-    missing = {name for _, _, name in bench.SEAMS} - set(found)
+    missing = {name for _, _, name in SEAMS} - set(found)
     assert missing <= {"packing the cache"}  # which so few codes do not need
     assert all(len(stage.runs_s) == 2 and stage.run_s > 0 for stage in stages)
     assert found["decoding"].steps == SETTING.codes - 1  # the first one is drawn by the admission
@@ -108,19 +113,19 @@ def test_a_stage_in_the_trace_of_another_is_left_alone(figures):
 
 def test_report(figures):
     _, chain, stages = figures
-    result = json.loads(json.dumps(bench.report(MACHINE, [chain], stages)))
+    result = json.loads(json.dumps(report.report(MACHINE, [chain], stages)))
     row = next(row for row in result["stages"] if row["name"] == "flow")
     assert {"name", "compile_s", "run_s", "spread_s", "flops", "xla_flops", "bytes", "floor_s", "fraction"} <= set(row)
     assert row["floor_s"] == max(row["flops"] / 1e9, row["bytes"] / 1e9)
     assert row["fraction"] == pytest.approx(row["floor_s"] / row["run_s"])
     assert result["memory"]["host_peak_bytes"] > 2**27
-    text = bench.table(result)
+    text = report.table(result)
     assert f"| flow | 1 | {row['compile_s']:.1f} | {row['run_s']:.3f} (" in text
     assert "real-time factor" in text
     earlier = json.loads(json.dumps(result))
     for old in earlier["stages"]:
         old["run_s"] *= 3
-    [line] = [line for line in bench.table(result, earlier).splitlines() if line.startswith("| flow ")]
+    [line] = [line for line in report.table(result, earlier).splitlines() if line.startswith("| flow ")]
     assert line.endswith("| 3.00x |")
 
 
@@ -136,39 +141,39 @@ def grown(figures, **sizes):
             dataclasses.replace(stage, setting=setting, runs_s=[1e-2 * much**2], temporary=1000 * much)
             for stage in stages
         ]
-    return json.loads(json.dumps(bench.report(MACHINE, chains, rows)))
+    return json.loads(json.dumps(report.report(MACHINE, chains, rows)))
 
 
 def test_growth(figures):
     """One set of curves per size that has several values and per choice of the others, with the exponents."""
-    assert bench.scaling(grown(figures, codes=[20])) == []
-    [codes] = bench.scaling(grown(figures, codes=[40, 10, 20]))
+    assert report.scaling(grown(figures, codes=[20])) == []
+    [codes] = report.scaling(grown(figures, codes=[40, 10, 20]))
     assert (codes.size, codes.values) == ("codes", [10, 20, 40])
     for curves, slope in ((codes.seconds, 2), (codes.bytes, 1)):
         assert "flow" in curves
-        assert [bench.exponent(codes.values, values) for values in curves.values()] == pytest.approx(
+        assert [report.exponent(codes.values, values) for values in curves.values()] == pytest.approx(
             [slope] * len(curves)
         )
-    both = bench.scaling(grown(figures, codes=[10, 20], batch=[1, 2, 4]))
+    both = report.scaling(grown(figures, codes=[10, 20], batch=[1, 2, 4]))
     assert [curves.size for curves in both] == ["batch"] * 2 + ["codes"] * 3
     assert codes.title == "codes: float32, 1 batch, 1 beams, 1 seconds of voice, 9 text pieces, 2 steps"
-    text = bench.table(grown(figures, codes=[10, 20, 40]))
+    text = report.table(grown(figures, codes=[10, 20, 40]))
     assert "| whole chain | 100.000 | 400.000 | 1600.000 | 2.00 | 2.00 |" in text
     assert "| flow | 1.000 | 4.000 | 16.000 | 2.00 | 2.00 | 0 to 0 | 1.00 |" in text
-    assert math.isnan(bench.exponent([1, 2], [0, 1]))
+    assert math.isnan(report.exponent([1, 2], [0, 1]))
 
 
 def test_picture(figures):
     pytest.importorskip("matplotlib")
     _, chain, stages = figures
-    assert bench.plot(bench.report(MACHINE, [chain], stages)).startswith(b"\x89PNG")
-    assert bench.plot(grown(figures, codes=[10, 20], batch=[1, 2])).startswith(b"\x89PNG")
+    assert plot.plot(report.report(MACHINE, [chain], stages)).startswith(b"\x89PNG")
+    assert plot.plot(grown(figures, codes=[10, 20], batch=[1, 2])).startswith(b"\x89PNG")
 
 
 def test_the_first_run_alone_compiles(figures):
     """The same chain again: nothing is compiled, and the seams time what the pipeline does on its own."""
     model, _, _ = figures
-    chain, stages = bench.run(model.params, model.cfg, SETTING, repeat=1)
+    chain, stages = run(model.params, model.cfg, SETTING, repeat=1)
     assert sum(stage.compile_s for stage in stages) < 2
     inside = sum(stage.run_s for stage in stages)
     assert 0.3 * (chain.listen_s + chain.speak_s) < inside < 3 * (chain.listen_s + chain.speak_s)
@@ -190,14 +195,13 @@ def test_earlier_figures_that_are_none(tmp_path, capsys, content, message):
 def test_a_reference_that_cannot_run(tmp_path, capsys, monkeypatch):
     """One line that names it, before anything of ours is timed."""
     monkeypatch.setattr(jax.config, "update", lambda *change: None)  # the tests' own settings stay
-    monkeypatch.setattr(bench, "measure", lambda dtypes: MACHINE)
-    monkeypatch.setattr(bench, "parameters", lambda cfg, dtype: {})
+    monkeypatch.setattr(machine, "measure", lambda dtypes: MACHINE)
+    monkeypatch.setattr(chains, "parameters", lambda cfg, dtype: {})
     for more, message in (
-        ([], "--reference needs --reference-model"),
         (["--reference-model", str(tmp_path), "--reference-python", "/nowhere/python"], "/nowhere/python: no such"),
         (["--reference-model", str(tmp_path)], f"{tmp_path}/config.yaml is missing"),
     ):
-        assert cli.main(["bench", "--reference", str(tmp_path), *more]) == 1
+        assert bench_reference.main(["--reference", str(tmp_path), *more]) == 1
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
@@ -209,7 +213,7 @@ def test_a_reference_that_ends_between_two_runs(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho '{\"torch\": 1}'; echo Killed >&2\n")
     python.chmod(0o755)
-    with bench.reference(tmp_path, tmp_path, str(python), SETTING) as run:
+    with bench_reference.reference(tmp_path, tmp_path, str(python), SETTING) as run:
         time.sleep(1)
         with pytest.raises(ValueError, match="the reference could not be timed: Killed"):
             run()

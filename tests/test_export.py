@@ -19,7 +19,8 @@ import pytest
 from jax import export
 
 import indextts_jax
-from indextts_jax import bench, decoding, models, warmup
+from indextts_jax import decoding, models, warmup
+from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import emotion, gpt, qwen3, s2mel
@@ -412,7 +413,7 @@ def loose_products(program: Program) -> set[tuple[str, str]]:
                 if left.dtype == right.dtype == np.float32:
                     yield left.str_short(), right.str_short()
             for value in equation.params.values():
-                for part in bench._jaxprs(value):
+                for part in counting.jaxprs(value):
                     yield from visit(part)
 
     with jax.default_matmul_precision("default"):  # as on an accelerator; these tests have another setting

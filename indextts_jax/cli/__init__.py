@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from indextts_jax.cli import bench, convert, emotion, info, speak, text, voice, warmup
 
@@ -14,6 +14,11 @@ COMMANDS = (convert, info, voice, emotion, text, speak, warmup, bench)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; -> the exit status. Every expected failure is one line on stderr and a status that is not 0."""
     options = _parser().parse_args(arguments)
+    return run_command(options.command, options)
+
+
+def run_command(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a function of parsed options as `main` runs a command."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("indextts-jax: %(levelname)s: %(message)s"))
     logging.addLevelName(logging.WARNING, "warning")
@@ -21,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("absl", "asyncio"):  # Orbax logs tracebacks of errors that it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        options.command(options)
+        command(options)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", 130)
     except BrokenPipeError:  # the reader of our output has gone
