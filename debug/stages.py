@@ -251,7 +251,7 @@ def _emotion(case: Case, segment: str) -> Iterator[Comparison]:
         yield Comparison("conditioner", "emotion.mix", merged, ours, golden[merged], "block")
     style, felt = case.first("campplus.out", f"{segment}.cfm.style"), _weighed(case)
     if felt and case.has(merged, key) and style is not None:
-        own, params, cfg = golden[merged][0], case.model.params["emotion"], case.model.cfg.emotion
+        own, params, cfg = golden[merged][0], case.model.params["prototypes"], case.model.cfg.prototypes
         ours = np.asarray(emotion.resolve(params, cfg, felt, own, own, style[0]))
         yield Comparison("conditioner", "emotion.resolve", key, ours[None], golden[key], "block")
 
@@ -586,7 +586,7 @@ def chain(case: Case) -> Iterator[Comparison]:
     felt = _weighed(case)
     if meta.get("emo_audio"):
         felt = Emotion(vector=feel(params, cfg, recording.emotion_16k), alpha=meta["emo_alpha"])
-    vector = emotion.resolve(params["emotion"], cfg.emotion, felt, voice.emotion, voice.base, voice.style)
+    vector = emotion.resolve(params["prototypes"], cfg.prototypes, felt, voice.emotion, voice.base, voice.style)
     yield from compare("seg0.gpt.emo_vec", np.asarray(vector)[None], "component")
 
     sampling = _sampling(case)

@@ -26,7 +26,7 @@ from indextts_jax.checkpoint import Model
 NEEDS = {
     "text": (),
     "audio": (),
-    "conditioner": ("conditioner", "emotion"),
+    "conditioner": ("conditioner", "prototypes"),
     "qwen3": (),
     "end-to-end": models.COMPONENTS,
 }

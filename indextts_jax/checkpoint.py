@@ -28,7 +28,7 @@ from indextts_jax.text import TextFrontEnd
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _SHAPES = "shapes.json"
 _CONCURRENT_GB = 1  # Orbax reads ahead by this much; more raises the peak memory and is no faster
 

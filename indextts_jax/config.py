@@ -17,8 +17,8 @@ from indextts_jax.features import MelConfig
 from indextts_jax.models.bigvgan import BigVGANConfig
 from indextts_jax.models.campplus import CAMPPlusConfig
 from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig
-from indextts_jax.models.emotion import EmotionConfig
 from indextts_jax.models.gpt import GPTConfig
+from indextts_jax.models.prototypes import PrototypesConfig
 from indextts_jax.models.qwen3 import Qwen3Config
 from indextts_jax.models.repcodec import RepCodecConfig
 from indextts_jax.models.s2mel import S2MelConfig
@@ -36,7 +36,7 @@ class Config:
     repcodec: RepCodecConfig = field(default_factory=RepCodecConfig)
     campplus: CAMPPlusConfig = field(default_factory=CAMPPlusConfig)
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
-    emotion: EmotionConfig = field(default_factory=EmotionConfig)
+    prototypes: PrototypesConfig = field(default_factory=PrototypesConfig)
     gpt: GPTConfig = field(default_factory=GPTConfig)
     s2mel: S2MelConfig = field(default_factory=S2MelConfig)
     bigvgan: BigVGANConfig = field(default_factory=BigVGANConfig)
@@ -125,7 +125,7 @@ def from_yaml(settings: dict[str, Any]) -> Config:
             speaker=encoder("gpt.condition_module", 32, width),
             emotion=encoder("gpt.emo_condition_module", 1, semantic),
         ),
-        emotion=EmotionConfig(_groups(entry(settings, "emo_num", list)), style, width),
+        prototypes=PrototypesConfig(_groups(entry(settings, "emo_num", list)), style, width),
         gpt=GPTConfig(
             width=width,
             layers=number("gpt.layers"),
@@ -160,7 +160,7 @@ def from_yaml(settings: dict[str, Any]) -> Config:
 
 
 def _groups(counts: list[Any]) -> tuple[int, ...]:
-    known = len(EmotionConfig().groups)
+    known = len(PrototypesConfig().groups)
     if len(counts) != known or any(type(count) is not int or count < 1 for count in counts):
         raise ConfigError(f"config.yaml: entry emo_num is {counts}, expected {known} numbers of at least 1")
     return tuple(counts)

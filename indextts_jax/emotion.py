@@ -20,8 +20,8 @@ import safetensors
 import safetensors.numpy
 
 from indextts_jax import files
-from indextts_jax.models import emotion as matrices
-from indextts_jax.models.emotion import EmotionConfig
+from indextts_jax.models import prototypes
+from indextts_jax.models.prototypes import PrototypesConfig
 
 NAMES = ("happy", "angry", "sad", "afraid", "disgusted", "melancholic", "surprised", "calm")
 MOST = 1.2  # of one weight: where the reference cuts what Qwen answers
@@ -92,10 +92,10 @@ def mix(base: Any, emotion: Any, alpha: float) -> Any:
     return base + alpha * (emotion - base)
 
 
-def resolve(params: Any, cfg: EmotionConfig, emotion: Emotion | None, own: Any, base: Any, style: Any) -> Any:
+def resolve(params: Any, cfg: PrototypesConfig, emotion: Emotion | None, own: Any, base: Any, style: Any) -> Any:
     """What an emotion is for one voice: -> vector [D] float32.
 
-    params: the component "emotion"; own, base [D] and style of the voice (`voice.Voice`).
+    params: the component "prototypes"; own, base [D] and style of the voice (`voice.Voice`).
     """
     if emotion is None:
         return own
@@ -108,10 +108,10 @@ def resolve(params: Any, cfg: EmotionConfig, emotion: Emotion | None, own: Any, 
     assert emotion.weights is not None
     weights = np.array(scaled(emotion.weights, emotion.alpha), np.float32)
     if emotion.seed is None:
-        rows = matrices.similar(params, cfg, jnp.asarray(style)[None])
+        rows = prototypes.similar(params, cfg, jnp.asarray(style)[None])
     else:
-        rows = matrices.drawn(jax.random.key(emotion.seed), cfg)[None]
-    return np.asarray(matrices.mixture(params, weights[None], rows, jnp.asarray(own)[None])[0])
+        rows = prototypes.drawn(jax.random.key(emotion.seed), cfg)[None]
+    return np.asarray(prototypes.mixture(params, weights[None], rows, jnp.asarray(own)[None])[0])
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def speak(
         )
     rows: list[list[_Item]] = []
     for t, (text, voice, key, felt, replaced) in enumerate(zip(texts, voices, keys, emotions, given, strict=True)):
-        vector = emotion.resolve(params["emotion"], cfg.emotion, felt, voice.emotion, voice.base, voice.style)
+        vector = emotion.resolve(params["prototypes"], cfg.prototypes, felt, voice.emotion, voice.base, voice.style)
         voice = voice._replace(emotion=vector)
         if len(replaced) != len(text.segments):
             raise ValueError(f"{len(replaced)} segments are given, but the text has {len(text.segments)}")

@@ -191,7 +191,7 @@ def test_info_names_every_component(converted, capsys):
     assert run("info", converted) == 0
     printed = capsys.readouterr().out
     assert "gpt                 476,962 parameters" in printed
-    assert "converted from tiny, format 2" in printed
+    assert "converted from tiny, format 3" in printed
     assert run("info", FIXTURES / "tiny") == 1
     assert "run `indextts-jax convert` on it" in capsys.readouterr().err
 

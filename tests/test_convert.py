@@ -22,8 +22,8 @@ from indextts_jax.convert import (
     bigvgan,
     campplus,
     conditioner,
-    emotion,
     gpt,
+    prototypes,
     qwen3,
     repcodec,
     s2mel,
@@ -40,7 +40,7 @@ CONVERTERS: dict[str, Any] = {
     "repcodec": repcodec,
     "campplus": campplus,
     "conditioner": conditioner,
-    "emotion": emotion,
+    "prototypes": prototypes,
     "gpt": gpt,
     "s2mel": s2mel,
     "bigvgan": bigvgan,
@@ -52,7 +52,7 @@ FILES = {
     "repcodec": "hf_cache/semantic_codec_model.safetensors",
     "campplus": "hf_cache/campplus_cn_common.bin",
     "conditioner": "gpt.pth",
-    "emotion": "feat2.pt",
+    "prototypes": "feat2.pt",
     "gpt": "gpt.pth",
     "s2mel": "s2mel.pth",
     "bigvgan": "hf_cache/bigvgan/bigvgan_generator.pt",
@@ -154,7 +154,7 @@ OFFICIAL = {
     "gpt": (299, 2, 511_709_954, 511_709_954),
     "s2mel": (260, 24, 98_379_216, 98_354_640),
     "bigvgan": (565, 218, 112_231_249, 112_199_472),
-    "emotion": (2, 0, 107_456, 107_456),
+    "prototypes": (2, 0, 107_456, 107_456),
     "qwen3": (310, 0, 596_049_920, 596_049_920),
 }
 UNUSED = {  # the modules of the unused tensors, with layer numbers as #
@@ -163,7 +163,7 @@ UNUSED = {  # the modules of the unused tensors, with layer numbers as #
     "campplus": {"num_batches_tracked"},
     "conditioner": {"conditioning_encoder.embed.pos_enc.pe", "emo_conditioning_encoder.embed.pos_enc.pe"},
     "gpt": {"text_head"},
-    "emotion": set(),
+    "prototypes": set(),
     "qwen3": set(),
     "s2mel": {
         "cfm.estimator.input_pos",
@@ -199,7 +199,7 @@ def official() -> dict[str, Tensors]:
         "gpt": {name: t for name, t in inventory["gpt"].items() if not conditioner.belongs(name)},
         "s2mel": {name.removeprefix("net/").replace("/", "."): t for name, t in inventory["s2mel"].items()},
         "bigvgan": inventory["bigvgan"],
-        "emotion": {f"{name}_matrix.rows": ([73, n], "float32") for name, n in (("spk", 192), ("emo", 1280))},
+        "prototypes": {f"{name}_matrix.rows": ([73, n], "float32") for name, n in (("spk", 192), ("emo", 1280))},
         "qwen3": inventory["qwen0.6bemo4-merge"],
     }
     return {

@@ -7,14 +7,14 @@ import pytest
 from debug.golden import FIXTURES, TOLERANCE, golden, relative
 from indextts_jax import emotion
 from indextts_jax.emotion import Emotion
-from indextts_jax.models import emotion as matrices
+from indextts_jax.models import prototypes
 from tests.small import normal
 
 WEIGHTS = (0.3, 0.0, 0.2, 0.0, 0.0, 0.1, 0.0, 0.1)
 
 
 def resolved(tiny, felt, own, style):
-    return emotion.resolve(tiny.params("emotion"), tiny.cfg.emotion, felt, own, own, style)
+    return emotion.resolve(tiny.params("prototypes"), tiny.cfg.prototypes, felt, own, own, style)
 
 
 def test_weights_give_the_reference_vector(tiny):
@@ -31,13 +31,13 @@ def test_weights_give_the_reference_vector(tiny):
 
 
 def test_rows_by_cosine_and_at_random(tiny):
-    cfg, params, style = tiny.cfg.emotion, tiny.params("emotion"), normal(0, 3, tiny.cfg.emotion.style)
-    rows = np.asarray(matrices.similar(params, cfg, style))
+    cfg, params, style = tiny.cfg.prototypes, tiny.params("prototypes"), normal(0, 3, tiny.cfg.prototypes.style)
+    rows = np.asarray(prototypes.similar(params, cfg, style))
     known = np.asarray(params["style"], np.float64)
     cosine = style @ known.T / np.linalg.norm(known, axis=1)
     for i, (start, count) in enumerate(zip(cfg.starts, cfg.groups, strict=True)):
         np.testing.assert_array_equal(rows[:, i], start + cosine[:, start : start + count].argmax(1))
-    drawn = np.stack([matrices.drawn(jax.random.key(i), cfg) for i in range(40)])
+    drawn = np.stack([prototypes.drawn(jax.random.key(i), cfg) for i in range(40)])
     for i, (start, count) in enumerate(zip(cfg.starts, cfg.groups, strict=True)):
         assert set(drawn[:, i]) <= set(range(start, start + count))
         assert len(set(drawn[:, i])) >= min(count, 2)
@@ -50,10 +50,10 @@ def test_rows_by_cosine_and_at_random(tiny):
 def test_a_recording_is_mixed_in(tiny):
     base, own, vector = normal(0, 96), normal(1, 96), normal(2, 96)
     felt = Emotion(vector=vector, alpha=0.25)
-    found = emotion.resolve(tiny.params("emotion"), tiny.cfg.emotion, felt, own, base, normal(3, 192))
+    found = emotion.resolve(tiny.params("prototypes"), tiny.cfg.prototypes, felt, own, base, normal(3, 192))
     np.testing.assert_allclose(found, 0.75 * base + 0.25 * vector, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="the emotion has width 5, but the model 96"):
-        emotion.resolve(tiny.params("emotion"), tiny.cfg.emotion, Emotion(vector=np.zeros(5)), own, base, base)
+        emotion.resolve(tiny.params("prototypes"), tiny.cfg.prototypes, Emotion(vector=np.zeros(5)), own, base, base)
 
 
 def test_alpha_scales_and_truncates():

@@ -23,7 +23,7 @@ from indextts_jax import decoding, models, warmup
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
-from indextts_jax.models import emotion, gpt, qwen3, s2mel
+from indextts_jax.models import gpt, prototypes, qwen3, s2mel
 from indextts_jax.models.qwen3 import Qwen3Config
 from indextts_jax.pipeline import Options
 from indextts_jax.warmup import Program, Uses, struct
@@ -174,16 +174,16 @@ def _others(cfg: Config, dtype: str) -> Iterator[Program]:
         shapes = models.shapes(component, getattr(cfg, component))
         return jax.tree.map(lambda leaf: struct(leaf.shape, dtype), shapes)
 
-    integers, feeling, vector = struct((2,), np.int32), parameters("emotion"), struct((2, cfg.gpt.width))
+    integers, feeling, vector = struct((2,), np.int32), parameters("prototypes"), struct((2, cfg.gpt.width))
     state = decoding.empty.eval_shape(cfg.gpt, 2, 3, 1024, jnp.dtype(dtype))
     codes = struct((2, 3), np.int32)
     yield program(gpt.step, parameters("gpt"), cfg.gpt, state.caches, codes, integers, integers, state.visible)
     yield program(s2mel.target_lengths, integers)
     yield program(s2mel.unpack, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)
-    yield program(emotion.similar, feeling, cfg.emotion, struct((2, cfg.emotion.style)))
-    yield program(emotion.drawn, jax.eval_shape(lambda: jax.random.key(0)), cfg.emotion)
-    eight = len(cfg.emotion.groups)
-    yield program(emotion.mixture, feeling, struct((2, eight)), struct((2, eight), np.int32), vector)
+    yield program(prototypes.similar, feeling, cfg.prototypes, struct((2, cfg.prototypes.style)))
+    yield program(prototypes.drawn, jax.eval_shape(lambda: jax.random.key(0)), cfg.prototypes)
+    eight = len(cfg.prototypes.groups)
+    yield program(prototypes.mixture, feeling, struct((2, eight)), struct((2, eight), np.int32), vector)
     assert cfg.qwen3 is not None
     question = parameters("qwen3"), cfg.qwen3, struct((2, 128), np.int32), integers
     yield program(qwen3.logits, *question)

@@ -89,7 +89,9 @@ def test_chinese_with_a_weighed_emotion_equals_reference(model, odd):
 
 
 def resolve(model, voice, felt):
-    return emotion.resolve(model.params["emotion"], model.cfg.emotion, felt, voice.emotion, voice.base, voice.style)
+    return emotion.resolve(
+        model.params["prototypes"], model.cfg.prototypes, felt, voice.emotion, voice.base, voice.style
+    )
 
 
 def test_one_batch_mixes_emotions(model, voice):

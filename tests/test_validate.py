@@ -117,7 +117,7 @@ def test_a_scaled_weight_is_named(model, component):
 
 
 def test_a_scaled_emotion_is_named(model):
-    params = {**model.params, "emotion": scaled(model.params["emotion"], "vector")}
+    params = {**model.params, "prototypes": scaled(model.params["prototypes"], "vector")}
     known = case(model._replace(params=params), "zh_beam3_emotion_vector")
     assert [verdict.where for verdict in validate.validate(known, ["conditioner"]) if not verdict.held] == [
         "emotion.resolve"

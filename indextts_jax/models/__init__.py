@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 # In the order of the data; each is a file here, a field of Config and a checkpoint of a converted model.
-COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "emotion", "gpt", "s2mel", "bigvgan")
+COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "prototypes", "gpt", "s2mel", "bigvgan")
 
 Params = dict[str, Any]  # component -> parameter tree
 

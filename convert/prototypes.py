@@ -7,7 +7,7 @@ from typing import Any
 from indextts_jax.config import entry
 from indextts_jax.convert.table import Row, Table, parameters
 from indextts_jax.convert.tensors import CheckpointError, Tensor, Tensors, read_pth
-from indextts_jax.models.emotion import EmotionConfig
+from indextts_jax.models.prototypes import PrototypesConfig
 
 
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
@@ -21,14 +21,14 @@ def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
     return found
 
 
-def config(base: EmotionConfig, tensors: Tensors, extra: dict[str, Any]) -> EmotionConfig:
+def config(base: PrototypesConfig, tensors: Tensors, extra: dict[str, Any]) -> PrototypesConfig:
     (rows, style), (_, width) = (tensors[f"{name}.rows"].shape for name in ("spk_matrix", "emo_matrix"))
     if sum(base.groups) != rows:
         raise CheckpointError(f"config.yaml: emo_num is {list(base.groups)}, but the matrices have {rows} rows")
     return dataclasses.replace(base, style=style, width=width)
 
 
-def table(cfg: EmotionConfig) -> Table:
+def table(cfg: PrototypesConfig) -> Table:
     return Table(
         rows=[
             Row("spk_matrix", "", parameters(style="rows")),

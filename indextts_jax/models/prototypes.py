@@ -12,7 +12,7 @@ from jax import Array
 
 
 @dataclass(frozen=True)
-class EmotionConfig:
+class PrototypesConfig:
     groups: tuple[int, ...] = (3, 17, 2, 8, 4, 5, 10, 24)  # speakers of each emotion, in the order of the rows
     style: int = 192
     width: int = 1280
@@ -23,7 +23,7 @@ class EmotionConfig:
         return tuple(sum(self.groups[:i]) for i in range(len(self.groups)))
 
 
-def init(cfg: EmotionConfig, key: Array) -> dict:
+def init(cfg: PrototypesConfig, key: Array) -> dict:
     """Random float32 parameters: the styles of the speakers and their emotion vectors."""
     one, two = jax.random.split(key)
     rows = sum(cfg.groups)
@@ -34,7 +34,7 @@ def init(cfg: EmotionConfig, key: Array) -> dict:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def similar(params: dict, cfg: EmotionConfig, style: Array) -> Array:
+def similar(params: dict, cfg: PrototypesConfig, style: Array) -> Array:
     """The row of each group whose style is nearest by cosine: style [B, style] -> [B, E] int32.
 
     Reference: indextts/infer_v2.py, find_most_similar_cosine.
@@ -47,7 +47,7 @@ def similar(params: dict, cfg: EmotionConfig, style: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def drawn(key: Array, cfg: EmotionConfig) -> Array:
+def drawn(key: Array, cfg: PrototypesConfig) -> Array:
     """A row of each group at random instead: -> [E] int32."""
     counts = jnp.array(cfg.groups)
     return jnp.array(cfg.starts) + jax.random.randint(key, counts.shape, 0, counts)
