@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,7 +28,6 @@ from indextts_jax.features import OFFICIAL_MEL, MelConfig, mel
 
 SILENT = "undefined: one of them is silent here"
 HOLDS = {"==": operator.eq, "<=": operator.le, "<": operator.lt, ">": operator.gt}
-_mel = jax.jit(mel, static_argnums=2)
 
 
 class Figure(NamedTuple):
@@ -62,7 +60,7 @@ def compare(ours: np.ndarray, reference: np.ndarray, rate: int) -> list[Figure]:
         raise AudioError(f"{N} samples in common, but a spectrum takes {cfg.n_fft}; give longer recordings")
     both = np.stack([ours[:N], reference[:N]])
     x, y = both.astype(np.float64)
-    mels, _ = _mel(jnp.asarray(both, jnp.float32), jnp.array([N, N]), cfg)
+    mels, _ = mel(jnp.asarray(both, jnp.float32), jnp.array([N, N]), cfg)
     a, b = np.asarray(mels, np.float64)
     largest = 32768 * np.abs(x - y).max()
     centred = [x - x.mean(), y - y.mean()]

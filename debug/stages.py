@@ -128,15 +128,15 @@ def front_ends(case: Case) -> Iterator[Comparison]:
         yield from compare("resample_sinc", "audio.spk_16k", ours[None], "recording")
     for part, keys in (("spk", ["audio.spk_16k"]), ("emo", ["audio.emo_16k", "audio.emo_16k_librosa"])):
         if (samples := case.first(*keys)) is not None:
-            front, _, seen = jax.jit(features.w2vbert_features)(*_batch(samples))
+            front, _, seen = features.w2vbert_features(*_batch(samples))
             yield from compare("w2vbert_features", f"w2v.{part}.input_features", front, "front end")
             mask = np.asarray(seen, np.int32)
             yield from compare("w2vbert_features", f"w2v.{part}.attention_mask", mask, None)
     if (samples := case.first("audio.spk_16k")) is not None:
-        front, _ = jax.jit(features.campplus_features)(*_batch(samples))
+        front, _ = features.campplus_features(*_batch(samples))
         yield from compare("campplus_features", "campplus.in", front, "front end rounding")
     if (samples := case.first("audio.spk_22k", "audio.spk_22k_librosa")) is not None:
-        mel, _ = jax.jit(features.mel, static_argnums=2)(*_batch(samples), case.model.cfg.mel)
+        mel, _ = features.mel(*_batch(samples), case.model.cfg.mel)
         yield from compare("mel", "ref_mel", mel, "front end rounding", swapped)
 
 

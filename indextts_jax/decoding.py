@@ -309,7 +309,7 @@ def advance(params: dict, cfg: GPTConfig, state: State, sampling: Sampling, limi
 
 
 @partial(jax.jit, static_argnames="capacity")
-def pack(state: State, capacity: int) -> State:
+def compact(state: State, capacity: int) -> State:
     """Drop the slots that no beam sees, and give each row `capacity` slots."""
     S = state.visible.shape[2]
     live = state.visible.any(axis=1)  # [B, S]
@@ -420,4 +420,4 @@ def _make_room(state: State, limit: int, least: int) -> State:
     """Fewer dead slots, and a larger cache where that does not do: `least` slots, which any row begins with."""
     visible, counts, done = map(np.asarray, (state.visible, state.counts, state.done))
     need = visible.any(axis=1).sum(axis=1) + visible.shape[1] * np.minimum(ROOM, limit - counts)
-    return pack(state, buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE))
+    return compact(state, buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE))

@@ -7,7 +7,7 @@ are zero.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -140,12 +140,14 @@ def _mean(x: Array, lengths: Array, unbiased: int = 0) -> Array:
     return x.sum(axis=1, keepdims=True) / jnp.maximum(lengths - unbiased, 1).astype(x.dtype)[:, None, None]
 
 
+@jax.jit
 def campplus_features(samples: Array, lengths: Array) -> tuple[Array, Array]:
     """CAMPPlus's input, filterbank energies less their time mean: [B, N] at 16 kHz -> ([B, F, 80], lengths [B])."""
     features, lengths = fbank(samples, lengths)
     return zero_padding(features - _mean(features, lengths), lengths), lengths
 
 
+@jax.jit
 def w2vbert_features(samples: Array, lengths: Array) -> SpeechFeatures:
     """w2v-BERT's input from samples [B, N] at 16 kHz, lengths [B] (transformers' SeamlessM4TFeatureExtractor).
 
@@ -207,6 +209,7 @@ def _mel_transform(cfg: MelConfig) -> _Parts:
     return _transform(np.diag(np.pad(hann, (left, cfg.n_fft - cfg.window - left))), cfg.n_fft)
 
 
+@partial(jax.jit, static_argnames="cfg")
 def mel(samples: Array, lengths: Array, cfg: MelConfig = OFFICIAL_MEL) -> tuple[Array, Array]:
     """Log-mel of samples [B, N] at cfg.rate, lengths [B] -> ([B, F, mels] float32, lengths [B]); F = N // hop.
 

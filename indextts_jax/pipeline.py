@@ -27,7 +27,7 @@ from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import Params, bigvgan, gpt, s2mel
-from indextts_jax.render import _noise, _stacked, gather, second_pass, target_frames, text_batch, to_mel
+from indextts_jax.render import _stacked, gather, second_pass, target_frames, text_batch, to_mel
 from indextts_jax.text import Analysis
 from indextts_jax.voice import Voice
 
@@ -256,7 +256,7 @@ def _render(
             if item.given.latents is not None:
                 latents = latents.at[i, : len(item.codes)].set(jnp.asarray(item.given.latents, latents.dtype))
     frames = target_frames(room)
-    noise = _noise(jnp.stack([item.keys[1] for item in items]), frames, cfg.s2mel.mels)
+    noise = s2mel.noise(jnp.stack([item.keys[1] for item in items]), frames, cfg.s2mel.mels)
     for i, item in enumerate(items):
         if item.given.noise is not None:
             row = np.asarray(item.given.noise, np.float32)[len(item.voice.mel) :]

@@ -6,10 +6,8 @@ Dimensions: B batch, X text ids, L latents, C codes, P prompt frames, F target f
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -74,11 +72,6 @@ def _stacked(rows: Sequence[Any], room: int) -> tuple[Array, Array]:
     arrays = [np.asarray(row) for row in rows]
     padded = [np.pad(a, ((0, room - len(a)),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
     return jnp.asarray(np.stack(padded)), jnp.array([len(a) for a in arrays])
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _noise(keys: Array, frames: int, mels: int) -> Array:
-    return jax.vmap(lambda key: s2mel.draw_noise(key, frames, mels))(keys)
 
 
 # ---- from codes to samples: pure functions --------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -40,8 +39,8 @@ def listen(params: Params, cfg: Config, recording: audio.Recording) -> Voice:
     """
     semantic, lengths = hear(params, cfg, [recording.samples_16k, recording.emotion_16k])
     samples, samples_lengths = _padded([recording.samples_16k], features.SPEECH_RATE)
-    style = campplus.embed(params["campplus"], cfg.campplus, *_campplus_features(samples, samples_lengths))
-    mel, mel_lengths = _mel(*_padded([recording.samples_22k], cfg.mel.rate), cfg.mel)
+    style = campplus.embed(params["campplus"], cfg.campplus, *features.campplus_features(samples, samples_lengths))
+    mel, mel_lengths = features.mel(*_padded([recording.samples_22k], cfg.mel.rate), cfg.mel)
     own, own_length = semantic[:1], lengths[:1]
     quantized = repcodec.quantize(params["repcodec"], cfg.repcodec, own, own_length)
     content = s2mel.regulate(
@@ -63,7 +62,7 @@ def feel(params: Params, cfg: Config, recording: np.ndarray) -> np.ndarray:
 
 def hear(params: Params, cfg: Config, recordings: Sequence[np.ndarray]) -> tuple[Array, Array]:
     """Semantic features of recordings at 16 kHz: -> ([B, T, width], lengths [B]), 50 frames a second."""
-    heard, lengths, seen = _w2vbert_features(*_padded(recordings, features.SPEECH_RATE))
+    heard, lengths, seen = features.w2vbert_features(*_padded(recordings, features.SPEECH_RATE))
     return w2vbert.encode(params["w2vbert"], cfg.w2vbert, heard, seen, lengths), lengths
 
 
@@ -73,10 +72,6 @@ def _padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
     rows = [np.pad(samples, (0, seconds * rate - len(samples))) for samples in recordings]
     return jnp.asarray(np.stack(rows)), jnp.array([len(samples) for samples in recordings])
 
-
-_w2vbert_features = jax.jit(features.w2vbert_features)
-_campplus_features = jax.jit(features.campplus_features)
-_mel = jax.jit(features.mel, static_argnums=2)
 
 _VOICE_FORMAT = "indextts-jax voice 1"
 

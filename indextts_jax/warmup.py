@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import buckets, checkpoint, decoding, features, models, render, voice
+from indextts_jax import buckets, checkpoint, decoding, features, models, render
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
-from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.pipeline import Options
+from indextts_jax.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,14 @@ class Uses:
 class Program(NamedTuple):
     """One stage for one set of shapes."""
 
-    stage: str
+    stage: str  # of `stages.STAGES`
     shape: str
-    function: Any  # jitted
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
+
+    @property
+    def function(self) -> Any:
+        return STAGES[self.stage].function
 
     def result(self) -> Any:
         """The shapes of what it gives."""
@@ -140,36 +143,36 @@ def _result(program: Program) -> Any:
 def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
     for seconds in sorted({bucket(math.ceil(n), buckets.SECONDS) for n in uses.seconds}):
 
-        def program(stage: str, function: Any, *arguments: Any, at: int = seconds, **keywords: Any) -> Program:
-            return Program(stage, f"{at} s", function, arguments, keywords)
+        def program(stage: str, *arguments: Any, at: int = seconds, **keywords: Any) -> Program:
+            return Program(stage, f"{at} s", arguments, keywords)
 
         def integers(n: int) -> Any:
             return struct((n,), np.int32)
 
         speech, music = seconds * features.SPEECH_RATE, seconds * cfg.mel.rate
-        yield (front := program("w2v-BERT features", voice._w2vbert_features, struct((2, speech)), integers(2)))
+        yield (front := program("w2v-BERT features", struct((2, speech)), integers(2)))
         heard, _, seen = front.result()
-        yield (encode := program("w2v-BERT", w2vbert.encode, params["w2vbert"], cfg.w2vbert, heard, seen, integers(2)))
+        yield (encode := program("w2v-BERT", params["w2vbert"], cfg.w2vbert, heard, seen, integers(2)))
         semantic = _result(encode)
         own = _placed(struct((1, *semantic.shape[1:]), semantic.dtype))
-        yield (front := program("CAMPPlus features", voice._campplus_features, struct((1, speech)), integers(1)))
-        yield program("CAMPPlus", campplus.embed, params["campplus"], cfg.campplus, *front.result())
-        yield (mel := program("mel", voice._mel, struct((1, music)), integers(1), cfg.mel))
-        yield (quantize := program("RepCodec", repcodec.quantize, params["repcodec"], cfg.repcodec, own, integers(1)))
+        yield (front := program("CAMPPlus features", struct((1, speech)), integers(1)))
+        yield program("CAMPPlus", params["campplus"], cfg.campplus, *front.result())
+        yield (mel := program("mel", struct((1, music)), integers(1), cfg.mel))
+        yield (quantize := program("RepCodec", params["repcodec"], cfg.repcodec, own, integers(1)))
         yield program(
-            "prompt content", s2mel.regulate, params["s2mel"], cfg.s2mel, _result(quantize).embeddings, integers(1),
+            "prompt content", params["s2mel"], cfg.s2mel, _result(quantize).embeddings, integers(1),
             frames=mel.result()[0].shape[1], target_lengths=integers(1),
         )  # fmt: skip
         hear = params["conditioner"], cfg.conditioner
-        yield program("speaker latents", conditioner.speaker_latents, *hear, own, integers(1))
-        yield program("emotion vector", conditioner.emotion_vector, *hear, semantic, integers(2))
+        yield program("speaker latents", *hear, own, integers(1))
+        yield program("emotion vector", *hear, semantic, integers(2))
 
 
 def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
     latents = struct((rows, cfg.conditioner.speaker.latents, cfg.gpt.width))
     texts = struct((rows, text), np.int32), struct((rows,), np.int32)
     arguments = params["gpt"], cfg.gpt, latents, struct((rows, cfg.gpt.width)), *texts
-    return Program("prefix", f"{rows} rows, {text} pieces", gpt.prefix, arguments, {})
+    return Program("prefix", f"{rows} rows, {text} pieces", arguments, {})
 
 
 def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
@@ -188,22 +191,22 @@ def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Pr
         for capacity in capacities:
             shape = f"{batch} rows, {beams} beams, {capacity} slots"
             arguments = cfg.gpt, batch, beams, capacity, dtype
-            yield (empty := Program("empty cache", shape, decoding.empty, arguments, {}))
+            yield (empty := Program("empty cache", shape, arguments, {}))
             state = _result(empty)
             arguments = params["gpt"], cfg.gpt, state, sampling, limit, struct((), bool)
-            yield Program("decoding", shape, decoding.advance, arguments, {})
+            yield Program("decoding", shape, arguments, {})
             for larger in capacities:
                 if larger >= capacity:
-                    yield Program("packing", f"{shape} to {larger}", decoding.pack, (state, larger), {})
+                    yield Program("compacting the cache", f"{shape} to {larger}", (state, larger), {})
             for rows in (n for n in buckets.BATCH if n <= batch):
                 for P in rungs:
                     lengths, begun = struct((rows,), np.int32), struct((rows, min(P, capacity), cfg.gpt.width), dtype)
                     arguments = params["gpt"], cfg.gpt, Prefix(begun, lengths)  # type: ignore[arg-type]
-                    yield (prefill := Program("prefill", f"{rows} rows, {P} positions", gpt.prefill, arguments, {}))
+                    yield (prefill := Program("prefill", f"{rows} rows, {P} positions", arguments, {}))
                     logits, caches = _result(prefill)
                     keys = struct((rows, width), np.uint32)
                     arguments = cfg.gpt, state, lengths, logits, caches, lengths, keys, sampling, limit
-                    yield Program("admission", f"{rows} with {P} positions to {shape}", decoding.admit, arguments, {})
+                    yield Program("admission", f"{rows} with {P} positions to {shape}", arguments, {})
 
 
 def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
@@ -217,15 +220,15 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[
             for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
                 yield (prefix := _prefix(cfg, params, batch, text))
                 arguments = params["gpt"], cfg.gpt, _result(prefix), codes
-                yield (latents := Program("second pass", f"{shape}, {text} pieces", gpt.latents, arguments, {}))
+                yield (latents := Program("second pass", f"{shape}, {text} pieces", arguments, {}))
             arguments = params["repcodec"], cfg.repcodec, codes
-            yield (embed := Program("code embeddings", shape, repcodec.embed, arguments, {}))
+            yield (embed := Program("code embeddings", shape, arguments, {}))
             arguments = params["s2mel"], own, _result(embed), _result(latents), integers
             keywords = {"frames": frames, "target_lengths": integers}
-            yield (content := Program("content", shape, s2mel.content, arguments, keywords))
+            yield (content := Program("content", shape, arguments, keywords))
             mel = struct((batch, frames, own.mels))
             arguments = params["bigvgan"], cfg.bigvgan, mel, integers
-            yield Program("BigVGAN", shape, bigvgan.vocode, arguments, {})
+            yield Program("BigVGAN", shape, arguments, {})
             for seconds in uses.seconds:
                 prompt = math.ceil(seconds * cfg.mel.rate / cfg.mel.hop)
                 fewest = max((n for n in buckets.CODES if n < room), default=0) + 1
@@ -240,16 +243,16 @@ def _flow(
     own, dtype, lengths = cfg.s2mel, content.dtype, struct((batch,), np.int32)
     frames = content.shape[1]
     keys = jax.ShapeDtypeStruct((batch,), jax.random.key(0).dtype)
-    yield Program("noise", f"{batch} rows, {frames} frames", render._noise, (keys, frames, own.mels), {})
+    yield Program("noise", f"{batch} rows, {frames} frames", (keys, frames, own.mels), {})
     # The prompt and the content, of which only the latter comes of weights.
     packed = []
     for width, place in ((own.mels, False), (own.content, True)):
         first, second, both = (struct((batch, n, width), dtype) for n in (prompt, frames, T))
         parts = first, lengths, _placed(second) if place else second, T
-        yield Program("packing of prompts", f"{first} {second} {T}", s2mel.pack, parts, {})
+        yield Program("joining prompt and target", f"{first} {second} {T}", parts, {})
         packed.append(_placed(both) if place else both)
     arguments = (
         params["s2mel"], own, struct((batch, frames, own.mels)), *packed,
         struct((batch, own.style), dtype), lengths, lengths, options.steps, options.guidance, False,
     )  # fmt: skip
-    yield Program("flow", f"{batch} rows, {T} frames of which {frames} are spoken", s2mel.solve, arguments, {})
+    yield Program("flow", f"{batch} rows, {T} frames of which {frames} are spoken", arguments, {})

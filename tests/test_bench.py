@@ -16,9 +16,10 @@ from debug import bench_reference
 from indextts_jax import checkpoint, cli
 from indextts_jax.bench import chain as chains
 from indextts_jax.bench import counting, machine, plot, report
-from indextts_jax.bench.chain import SEAMS, Setting, run
+from indextts_jax.bench.chain import Setting, run
 from indextts_jax.bench.machine import Machine
 from indextts_jax.models import gpt, w2vbert
+from indextts_jax.stages import STAGES
 from tests.small import GPT, W2VBERT, normal, parameters
 
 SETTING = Setting(beams=1, codes=20, seconds=1.0, pieces=9, flow_steps=2)
@@ -75,17 +76,17 @@ def test_products_of_stages_by_hand():
 def figures(converted):
     """A run of the whole chain on the tiny model."""
     model = checkpoint.load(converted, "float32")
-    before = [getattr(module, attribute) for module, attribute, _ in SEAMS]
+    before = [stage.function for stage in STAGES.values()]
     chain, stages = run(model.params, model.cfg, SETTING, repeat=2)
-    assert [getattr(module, attribute) for module, attribute, _ in SEAMS] == before
+    assert [stage.function for stage in STAGES.values()] == before
     return model, chain, stages
 
 
 def test_every_stage_is_timed(figures):
     model, chain, stages = figures
     found = {stage.name: stage for stage in stages}
-    missing = {name for _, _, name in SEAMS} - set(found)
-    assert missing <= {"packing the cache"}  # which so few codes do not need
+    missing = set(STAGES) - set(found)
+    assert missing <= {"compacting the cache"}  # which so few codes do not need
     assert all(len(stage.runs_s) == 2 and stage.run_s > 0 for stage in stages)
     assert found["decoding"].steps == SETTING.codes - 1  # the first one is drawn by the admission
     assert found["flow"].steps == SETTING.flow_steps

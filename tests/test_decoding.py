@@ -229,8 +229,8 @@ def test_rows_do_not_depend_on_neighbours_cache_or_admission(tiny, monkeypatch, 
     sampling, keys, limit = Sampling(beams=beams), jax.random.split(jax.random.key(5), 4), 90
     one = prefix_of(tiny, golden("en_segments"))
     batch = jax.tree.map(lambda a: np.repeat(a, 4, 0), one)
-    capacities, pack = [], decoding.pack
-    monkeypatch.setattr(decoding, "pack", lambda state, to: capacities.append(to) or pack(state, to))
+    capacities, pack = [], decoding.compact
+    monkeypatch.setattr(decoding, "compact", lambda state, to: capacities.append(to) or pack(state, to))
     P = int(one.lengths[0])
     ladder = (P + beams * decoding.CHUNK, P + beams * (decoding.CHUNK + 4) + 64, P + beams * limit)
     monkeypatch.setattr(buckets, "CACHE", ladder)

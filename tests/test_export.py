@@ -26,7 +26,8 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt, prototypes, qwen3, s2mel
 from indextts_jax.models.qwen3 import Qwen3Config
 from indextts_jax.pipeline import Options
-from indextts_jax.warmup import Program, Uses, struct
+from indextts_jax.stages import STAGES
+from indextts_jax.warmup import Uses, struct
 from tests import small
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -44,6 +45,17 @@ class Access(NamedTuple):
     operation: str
     pieces: int  # slices of a gather or scatter, rows of a sort or top_k
     size: int  # elements of each
+
+
+class Call(NamedTuple):
+    """A jitted function and the shapes that it is given."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def result(self) -> Any:
+        return self.function.eval_shape(*self.arguments, **self.keywords)
 
 
 class Note(NamedTuple):
@@ -84,12 +96,12 @@ LOOPS = {
     },
     "s2mel.solve": {
         Access("s2mel.euler", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
-        Access("s2mel.pack", "gather", 1280, 80): Note(2, "the target to its place behind the prompt, frame by frame"),
-        Access("s2mel.unpack", "gather", 508, 512): Note(
+        Access("s2mel.join", "gather", 1280, 80): Note(2, "the target to its place behind the prompt, frame by frame"),
+        Access("s2mel.window", "gather", 508, 512): Note(
             1, "what follows the transformer has a window, frame by frame"
         ),
-        Access("s2mel.unpack", "gather", 508, 80): Note(1, "the state in the same window"),
-        Access("s2mel.unpack", "gather", 222, 80): Note(1, "the target's part of the velocity, frame by frame"),
+        Access("s2mel.window", "gather", 508, 80): Note(1, "the state in the same window"),
+        Access("s2mel.window", "gather", 222, 80): Note(1, "the target's part of the velocity, frame by frame"),
         Access("layers.pad_edges", "gather", 8, 512): Note(8, "two mirrored frames per row and WaveNet layer"),
         Access("layers.pad_edges", "scatter", 4, 1024): Note(8, "the same frames to where each row ends"),
     },
@@ -108,11 +120,13 @@ ONCE = {
             17, "every pair of frames looks up the score of its distance: slow on a TPU, once per recording"
         ),
     },
-    "decoding.pack": {
-        Access("decoding.pack", "gather", 512, 1280): Note(48, "moves every slot, column by column, once per 64 steps"),
-        Access("decoding.pack", "gather", 512, 3): Note(1, "the same for what the beams see"),
+    "decoding.compact": {
+        Access("decoding.compact", "gather", 512, 1280): Note(
+            48, "moves every slot, column by column, once per 64 steps"
+        ),
+        Access("decoding.compact", "gather", 512, 3): Note(1, "the same for what the beams see"),
     },
-    "s2mel.pack": {Access("s2mel.pack", "gather", 1280, 512): Note(2, "whole frames, once per utterance")},
+    "s2mel.join": {Access("s2mel.join", "gather", 1280, 512): Note(2, "whole frames, once per utterance")},
     "s2mel.regulate": {Access("s2mel.Regulator", "gather", 516, 512): Note(1, "whole frames, once per recording")},
 }
 
@@ -145,17 +159,19 @@ def name(function: Any) -> str:
 
 
 @cache
-def programs(dtype: str) -> dict[str, Program]:
+def programs(dtype: str) -> dict[str, Call]:
     """One program of every jitted function, of official size, for two rows."""
     if dtype == "float32":
         # The same with other weights: to list them anew would be to trace every stage once more.
         return {stage: _in_float32(program) for stage, program in programs("bfloat16").items()}
     cfg = Config(qwen3=Qwen3Config(layers=2))  # of 28: nothing else depends on them, and each is traced four times
     listed = warmup.programs(cfg, Options(), Uses(batches=(2,), codes=(48,)), dtype)
-    return {name(program.function): program for program in (*listed, *_others(cfg, dtype))}
+    assert {program.stage for program in listed} == set(STAGES)
+    stages = (Call(program.function, program.arguments, program.keywords) for program in listed)
+    return {name(call.function): call for call in (*stages, *_others(cfg, dtype))}
 
 
-def _in_float32(program: Program) -> Program:
+def _in_float32(program: Call) -> Call:
     def wide(leaf: Any) -> Any:
         if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == jnp.bfloat16:
             return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
@@ -164,11 +180,11 @@ def _in_float32(program: Program) -> Program:
     return program._replace(arguments=jax.tree.map(wide, program.arguments))
 
 
-def _others(cfg: Config, dtype: str) -> Iterator[Program]:
+def _others(cfg: Config, dtype: str) -> Iterator[Call]:
     """What is jitted and no stage of its own, or not of every use."""
 
-    def program(function: Any, *arguments: Any, **keywords: Any) -> Program:
-        return Program(function.__name__, "", function, arguments, keywords)
+    def program(function: Any, *arguments: Any, **keywords: Any) -> Call:
+        return Call(function, arguments, keywords)
 
     def parameters(component: str) -> Any:
         shapes = models.shapes(component, getattr(cfg, component))
@@ -179,7 +195,7 @@ def _others(cfg: Config, dtype: str) -> Iterator[Program]:
     codes = struct((2, 3), np.int32)
     yield program(gpt.step, parameters("gpt"), cfg.gpt, state.caches, codes, integers, integers, state.visible)
     yield program(s2mel.target_lengths, integers)
-    yield program(s2mel.unpack, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)
+    yield program(s2mel.window, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)
     yield program(prototypes.similar, feeling, cfg.prototypes, struct((2, cfg.prototypes.style)))
     yield program(prototypes.drawn, jax.eval_shape(lambda: jax.random.key(0)), cfg.prototypes)
     eight = len(cfg.prototypes.groups)
@@ -201,7 +217,7 @@ class Operation(NamedTuple):
     where: str  # the innermost function of the package that asks for it
 
 
-def lowered(program: Program) -> list[Operation]:
+def lowered(program: Call) -> list[Operation]:
     """The operations that a TPU is given, those of a function once for every call of it."""
     traced = program.function.trace(*program.arguments, **program.keywords)
     module: Any = traced.lower(lowering_platforms=("tpu",)).compiler_ir("stablehlo")
@@ -284,7 +300,7 @@ def test_every_stage_lowers_for_every_platform(stage, dtype):
     assert custom_calls(programs(dtype)[stage]) <= CALLS.keys()
 
 
-def custom_calls(program: Program) -> set[str]:
+def custom_calls(program: Call) -> set[str]:
     """The targets of a program's custom calls on all platforms; an error where one of them lacks what it needs."""
     exported = export.export(program.function, platforms=PLATFORMS)(*program.arguments, **program.keywords)
     assert exported.platforms == PLATFORMS
@@ -320,7 +336,7 @@ def test_products_in_loops_are_of_whole_tiles_but_for_those_noted():
 # ---- other ways of use ----------------------------------------------------------------------------------------------
 
 
-def variants() -> Iterator[tuple[str, Program]]:
+def variants() -> Iterator[tuple[str, Call]]:
     """Static arguments that are not the defaults, of small size."""
 
     def parameters(component: str, cfg: Any) -> Any:
@@ -331,12 +347,12 @@ def variants() -> Iterator[tuple[str, Program]]:
         state = decoding.empty.eval_shape(small.GPT, 2, beams, 64, jnp.dtype(np.float32))
         sampling = Sampling(beams, sample, top_k)
         arguments = weights, small.GPT, state, sampling, np.int32(8), struct((), bool)
-        yield "decoding.advance", Program(f"{sampling}", "", decoding.advance, arguments, {})
+        yield "decoding.advance", Call(decoding.advance, arguments, {})
     cfg, integers = small.S2MEL, struct((2,), np.int32)
     mel, content = struct((2, 12, cfg.mels)), struct((2, 12, cfg.content))
     arguments = parameters("s2mel", cfg), cfg, mel, mel, content, struct((2, cfg.style)), integers, integers
     for keywords in ({"guidance": 0.0}, {"every": True}):
-        yield "s2mel.solve", Program(f"{keywords}", "", s2mel.solve, arguments, keywords)
+        yield "s2mel.solve", Call(s2mel.solve, arguments, keywords)
 
 
 # What these index beyond the defaults.
@@ -345,7 +361,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("stage", "program"), [pytest.param(*pair, id=pair[1].stage) for pair in variants()])
+@pytest.mark.parametrize(("stage", "program"), list(variants()))
 def test_other_settings_lower_as_well_and_index_no_more(stage, program):
     assert custom_calls(program) <= CALLS.keys()
     noted = {(access.where, access.operation) for access in LOOPS[stage]} | OTHERS.keys()
@@ -355,8 +371,8 @@ def test_other_settings_lower_as_well_and_index_no_more(stage, program):
 # ---- these tests can fail -------------------------------------------------------------------------------------------
 
 
-def one(function: Any, *shapes: jax.ShapeDtypeStruct) -> Program:
-    return Program("", "", jax.jit(function), shapes, {})
+def one(function: Any, *shapes: jax.ShapeDtypeStruct) -> Call:
+    return Call(jax.jit(function), shapes, {})
 
 
 def test_a_call_back_to_the_host_does_not_pass():
@@ -403,7 +419,7 @@ def test_another_gather_in_the_solver_is_found(monkeypatch):
 # ---- precision ------------------------------------------------------------------------------------------------------
 
 
-def loose_products(program: Program) -> set[tuple[str, str]]:
+def loose_products(program: Call) -> set[tuple[str, str]]:
     """Products of float32 that do not say how exact they must be: an accelerator takes 8 to 11 bits of each factor."""
 
     def visit(jaxpr: Any) -> Iterator[tuple[str, str]]:

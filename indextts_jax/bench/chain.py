@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -16,24 +16,10 @@ from indextts_jax import audio, decoding, models, pipeline, voice
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
-from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
 from indextts_jax.pipeline import Options
+from indextts_jax.stages import STAGES
 from indextts_jax.text import Analysis
 from indextts_jax.timing import Stopwatch
-
-# In the order of the data: what is called where, and its name in the table.
-SEAMS: tuple[tuple[ModuleType, str, str], ...] = (
-    (voice, "_w2vbert_features", "w2v-BERT features"), (w2vbert, "encode", "w2v-BERT"),
-    (repcodec, "quantize", "RepCodec"), (voice, "_campplus_features", "CAMPPlus features"),
-    (campplus, "embed", "CAMPPlus"), (voice, "_mel", "mel"), (conditioner, "speaker_latents", "speaker latents"),
-    (conditioner, "emotion_vector", "emotion vector"), (s2mel, "regulate", "prompt content"),
-    (gpt, "prefix", "prefix"), (gpt, "prefill", "prefill"),
-    (decoding, "admit", "admission"), (decoding, "advance", "decoding"), (decoding, "pack", "packing the cache"),
-    (gpt, "latents", "second pass"), (repcodec, "embed", "code embeddings"), (s2mel, "content", "content"),
-    (pipeline, "_noise", "noise"), (s2mel, "pack", "packing the prompt"), (s2mel, "solve", "flow"),
-    (bigvgan, "vocode", "BigVGAN"),
-)  # fmt: skip
-
 
 RATE = 24000  # of the recording, Hz
 
@@ -52,7 +38,7 @@ class Setting:
 
 
 @dataclass
-class Stage:
+class Timed:
     """One stage of one setting. Seconds are of all its calls in one run of the chain."""
 
     name: str
@@ -101,21 +87,21 @@ class Recorder:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.stages = {name: Stage(name, setting) for _, _, name in SEAMS}
+        self.stages = {name: Timed(name, setting) for name in STAGES}
         self.recording = False  # whether this run counts; the first one compiles
         self._now: dict[str, float] = {}
 
     @contextmanager
     def watching(self) -> Iterator["Recorder"]:
         """Stand at the seams while the block runs."""
-        originals = [(module, attribute, getattr(module, attribute)) for module, attribute, _ in SEAMS]
+        originals = {name: stage.function for name, stage in STAGES.items()}
         try:
-            for (module, attribute, name), (_, _, function) in zip(SEAMS, originals, strict=True):
-                setattr(module, attribute, self._seam(self.stages[name], function))
+            for name, stage in STAGES.items():
+                setattr(stage.module, stage.attribute, self._seam(self.stages[name], originals[name]))
             yield self
         finally:
-            for module, attribute, function in originals:
-                setattr(module, attribute, function)
+            for name, stage in STAGES.items():
+                setattr(stage.module, stage.attribute, originals[name])
 
     def begin(self, recording: bool) -> None:
         """A run of the chain begins, the first or one that counts."""
@@ -129,10 +115,9 @@ class Recorder:
             if self.recording and stage.calls:
                 stage.runs_s.append(self._now[stage.name])
 
-    def _seam(self, stage: Stage, function: Any) -> Callable[..., Any]:
+    def _seam(self, stage: Timed, function: Any) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            leaves = jax.tree.leaves((arguments, keywords))
-            if any(isinstance(leaf, Tracer) for leaf in leaves):  # a stage inside another
+            if isinstance(jnp.zeros(()), Tracer):  # a stage inside another, which is being traced
                 return function(*arguments, **keywords)
             stage.calls += 1
             if not self.recording:
@@ -144,7 +129,7 @@ class Recorder:
 
         return call
 
-    def _first(self, stage: Stage, function: Any, arguments: Any, keywords: Any) -> Any:
+    def _first(self, stage: Timed, function: Any, arguments: Any, keywords: Any) -> Any:
         """Run once, and count; what is donated is gone afterwards."""
         before = _counts(arguments)
         with Stopwatch() as watch:
@@ -193,7 +178,7 @@ def run(
     setting: Setting,
     repeat: int = 3,
     reference: Callable[[], dict[str, Any]] | None = None,
-) -> tuple[Chain, list[Stage]]:
+) -> tuple[Chain, list[Timed]]:
     """Run the chain once to compile, then `repeat` times with a clock at every seam and, in turns, as it is.
 
     `reference` is let run before each of them: a machine's speed wanders, and both should meet the same of it.

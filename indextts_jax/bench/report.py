@@ -7,27 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from indextts_jax.bench.chain import SEAMS, Chain, Setting, Stage
+from indextts_jax.bench.chain import Chain, Setting, Timed
 from indextts_jax.bench.machine import Machine, device_peak, host_peak
+from indextts_jax.stages import STAGES
 
 # Its stages, and ours that do the same.
 GROUPS = {
     "w2v-BERT": ("w2v-BERT features", "w2v-BERT"), "RepCodec": ("RepCodec",),
     "CAMPPlus": ("CAMPPlus features", "CAMPPlus"), "mel": ("mel",),
     "conditioners": ("speaker latents", "emotion vector"),
-    "codes": ("prefix", "prefill", "admission", "decoding", "packing the cache"), "second pass": ("second pass",),
+    "codes": ("prefix", "empty cache", "prefill", "admission", "decoding", "compacting the cache"),
+    "second pass": ("second pass",),
     "content": ("prompt content", "code embeddings", "content"),
-    "flow": ("noise", "packing the prompt", "flow"), "BigVGAN": ("BigVGAN",),
+    "flow": ("noise", "joining prompt and target", "flow"), "BigVGAN": ("BigVGAN",),
 }  # fmt: skip
 
 
-def floor_s(stage: Stage, machine: Machine) -> float:
+def floor_s(stage: Timed, machine: Machine) -> float:
     """The least a stage can take: its products at the matrix rate, or its bytes at the bandwidth."""
     rate = machine.flops[stage.setting.dtype]
     return max(stage.flops / rate, stage.bytes / machine.bandwidth)
 
 
-def report(machine: Machine, chains: Sequence[Chain], stages: Sequence[Stage]) -> dict[str, Any]:
+def report(machine: Machine, chains: Sequence[Chain], stages: Sequence[Timed]) -> dict[str, Any]:
     """Everything as one object: {"machine", "memory", "chains": [...], "stages": [{"name", "compile_s", "run_s"}]}."""
     rows = []
     for stage in stages:
@@ -136,7 +138,7 @@ def scaling(result: dict[str, Any]) -> list[Curves]:
             groups.setdefault(tuple(chain[key] for key in _SETTING if key != size), []).append(chain)
         for chains in (sorted(group, key=lambda chain: chain[size]) for group in groups.values() if len(group) > 1):
             own = [{row["name"]: row for row in stages_of(result, chain)} for chain in chains]
-            names = [name for _, _, name in SEAMS if all(name in rows for rows in own)]
+            names = [name for name in STAGES if all(name in rows for rows in own)]
             others = [f"{chains[0][key]:g} {other}" for key, other in SIZES.items() if key != size]
             seconds, room = (
                 {name: [rows[name][key] for rows in own] for name in names} for key in ("run_s", "temporary_bytes")

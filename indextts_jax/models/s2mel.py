@@ -264,7 +264,7 @@ class Estimator(nn.Module):
         h = nn.Dense(D, name="merge")(jnp.concatenate([x, prompt, content, style], axis=-1))
         h = Transformer(cfg, name="transformer")(h, time, lengths)
         if starts is not None and frames is not None:
-            h, x, lengths = unpack(h, starts, frames), unpack(x, starts, frames), lengths - starts
+            h, x, lengths = window(h, starts, frames), window(x, starts, frames), lengths - starts
         h = nn.Dense(D, name="skip")(jnp.concatenate([h, x], axis=-1))
         y = nn.Dense(W, name="wavenet_in")(h)
         y = WaveNet(cfg, name="wavenet")(y, TimeEmbedding(W, name="wavenet_time")(t, x.dtype), lengths)
@@ -361,7 +361,7 @@ def euler(velocity: Callable[[Array, Array], Array], x: Array, steps: int) -> tu
 
 
 @partial(jax.jit, static_argnames="frames")
-def pack(first: Array, first_lengths: Array, second: Array, frames: int) -> Array:
+def join(first: Array, first_lengths: Array, second: Array, frames: int) -> Array:
     """Each row's first part followed directly by its second: [B, P, C], [B], [B, F, C] -> [B, frames, C]."""
     place = jnp.broadcast_to(jnp.arange(frames)[None], (first.shape[0], frames))
     head = jnp.take_along_axis(first, jnp.minimum(place, first.shape[1] - 1)[:, :, None], axis=1)
@@ -371,9 +371,9 @@ def pack(first: Array, first_lengths: Array, second: Array, frames: int) -> Arra
 
 
 @partial(jax.jit, static_argnames="frames")
-def unpack(x: Array, first_lengths: Array, frames: int) -> Array:
-    """The second parts of packed rows: [..., B, T, C], [B] -> [..., B, frames, C]."""
-    place = jnp.clip(first_lengths[:, None] + jnp.arange(frames)[None], 0, x.shape[-2] - 1)[:, :, None]
+def window(x: Array, starts: Array, frames: int) -> Array:
+    """So many frames of each row from its own start on: [..., B, T, C], [B] -> [..., B, frames, C]."""
+    place = jnp.clip(starts[:, None] + jnp.arange(frames)[None], 0, x.shape[-2] - 1)[:, :, None]
     return jnp.take_along_axis(x, place.reshape((1,) * (x.ndim - 3) + place.shape), axis=-2)
 
 
@@ -405,8 +405,8 @@ def flow(
     dtype = dtype_of(params)
     T = frames or prompt.shape[1] + noise.shape[1]
     prompt, prompt_content, content = (a.astype(dtype) for a in (prompt, prompt_content, content))
-    mel = pack(prompt, prompt_lengths, jnp.zeros(noise.shape, dtype), T)
-    both = pack(prompt_content, prompt_lengths, content, T)
+    mel = join(prompt, prompt_lengths, jnp.zeros(noise.shape, dtype), T)
+    both = join(prompt_content, prompt_lengths, content, T)
     x = noise.astype(jnp.float32)
     return solve(params, cfg, x, mel, both, style.astype(dtype), prompt_lengths, lengths, steps, guidance, every)
 
@@ -425,16 +425,16 @@ def solve(
     guidance: float = 0.7,
     every: bool = False,
 ) -> Array:
-    """`flow` with packed conditions: x [B, F, M] float32 of the target, prompt [B, T, M], content [B, T, K].
+    """`flow` with its conditions joined: x [B, F, M] float32 of the target, prompt [B, T, M], content [B, T, K].
 
     style [B, style], prompt_lengths [B], lengths [B] of the target -> x at 1 [B, F, M], or after each step.
     """
     F, T, dtype = x.shape[1], prompt.shape[1], dtype_of(params)
     # The prompt's part of the state stays zero, so that its velocity is not needed: what follows the transformer hears
     # no further than `reach` frames, and runs on the target and so many frames before it.
-    window = F + cfg.reach if F + cfg.reach < T else None
+    size = F + cfg.reach if F + cfg.reach < T else None
     starts = jnp.maximum(prompt_lengths - cfg.reach, 0)
-    ahead = prompt_lengths - starts if window else prompt_lengths
+    ahead = prompt_lengths - starts if size else prompt_lengths
     content = zero_padding(content, prompt_lengths + lengths)
     silence = jnp.zeros((x.shape[0], 1, cfg.mels), jnp.float32)
     spoken = valid(lengths, F)[:, :, None]
@@ -444,20 +444,28 @@ def solve(
     stacked, starts = (jnp.tile(a, branches) for a in (prompt_lengths + lengths, starts))
 
     def velocity(x: Array, t: Array) -> Array:
-        xs = jnp.tile(pack(silence, prompt_lengths, x, T).astype(dtype), (branches, 1, 1))
+        xs = jnp.tile(join(silence, prompt_lengths, x, T).astype(dtype), (branches, 1, 1))
         times = jnp.full(stacked.shape, t)
-        v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if window else None, window)
+        v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if size else None, size)
         v = v.astype(jnp.float32)
         if branches == 2:
             conditional, null = jnp.split(v, 2)
             v = (1 + guidance) * conditional - guidance * null
-        return jnp.where(spoken, unpack(v, ahead, F), 0.0)
+        return jnp.where(spoken, window(v, ahead, F), 0.0)
 
     end, states = euler(velocity, jnp.where(spoken, x, 0.0), steps)
     return states if every else end
 
 
-def draw_noise(key: Array, frames: int, mels: int) -> Array:
-    """Gaussian noise [F, M] float32 for one row, drawn frame by frame: more frames do not change the first ones."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(frames))
-    return jax.vmap(lambda k: jax.random.normal(k, (mels,)))(keys)
+@partial(jax.jit, static_argnames=("frames", "mels"))
+def noise(keys: Array, frames: int, mels: int) -> Array:
+    """Gaussian noise [B, F, M] float32, a row from each of keys [B].
+
+    Drawn frame by frame: more frames do not change the first ones.
+    """
+
+    def row(key: Array) -> Array:
+        each = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(frames))
+        return jax.vmap(lambda k: jax.random.normal(k, (mels,)))(each)
+
+    return jax.vmap(row)(keys)

@@ -1,0 +1,51 @@
+"""Every jitted stage between files and samples by its name, in the order of the data.
+
+One list for all who go through the stages: the benchmark times them, `warmup` compiles them, the tests lower them for
+every platform.
+"""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from indextts_jax import decoding, features
+from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
+
+
+class Stage(NamedTuple):
+    """A jitted function, as the attribute of the module where its callers look it up."""
+
+    module: ModuleType
+    attribute: str
+
+    @property
+    def function(self) -> Any:
+        return getattr(self.module, self.attribute)
+
+
+STAGES = {
+    # listening to a recording
+    "w2v-BERT features": Stage(features, "w2vbert_features"),
+    "w2v-BERT": Stage(w2vbert, "encode"),
+    "CAMPPlus features": Stage(features, "campplus_features"),
+    "CAMPPlus": Stage(campplus, "embed"),
+    "mel": Stage(features, "mel"),
+    "RepCodec": Stage(repcodec, "quantize"),
+    "prompt content": Stage(s2mel, "regulate"),
+    "speaker latents": Stage(conditioner, "speaker_latents"),
+    "emotion vector": Stage(conditioner, "emotion_vector"),
+    # drawing codes
+    "prefix": Stage(gpt, "prefix"),
+    "empty cache": Stage(decoding, "empty"),
+    "prefill": Stage(gpt, "prefill"),
+    "admission": Stage(decoding, "admit"),
+    "decoding": Stage(decoding, "advance"),
+    "compacting the cache": Stage(decoding, "compact"),
+    # from codes to samples
+    "second pass": Stage(gpt, "latents"),
+    "code embeddings": Stage(repcodec, "embed"),
+    "content": Stage(s2mel, "content"),
+    "noise": Stage(s2mel, "noise"),
+    "joining prompt and target": Stage(s2mel, "join"),
+    "flow": Stage(s2mel, "solve"),
+    "BigVGAN": Stage(bigvgan, "vocode"),
+}
