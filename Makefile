@@ -2,22 +2,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 DEMO_TEXT := Hello world, this is a small test of the speech system.
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast test-slow lint clean
 
 demo: $(VENV)/.plot
 	rm -rf demo-model
 	$(BIN)/indextts-jax convert tests/fixtures/tiny demo-model
 	$(BIN)/indextts-jax speak --model demo-model --voice tests/fixtures/audio/voice_24k.wav --text "$(DEMO_TEXT)" \
-		--greedy --max-codes 100 --output demo.wav --plot demo.png
+		--greedy --max-codes 100 --output demo.wav --plot demo.png --force --quiet
 	@echo "demo.wav and demo.png are there. The embedded model is tiny and its weights are RANDOM: what you hear is noise,"
-	@echo "equal to what the PyTorch reference makes of the same weights. With the official weights of IndexTTS-2:"
+	@echo "the same noise that the PyTorch reference makes of these weights. With the official weights of IndexTTS-2:"
 	@echo "  $(BIN)/indextts-jax convert PATH/TO/checkpoints model"
 	@echo "  $(BIN)/indextts-jax speak --model model --voice voice.wav --text \"Hello.\" --output hello.wav"
 
+# test: all but the tests that take longest, which are test-slow. test-fast: what a change in one file needs.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist load -m slow $(PYTEST)
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not whole" $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from debug.golden import FIXTURES
-from indextts_jax import audio, checkpoint, decoding, models, pipeline
+from indextts_jax import audio, decoding, models, pipeline
 from indextts_jax.decoding import Sampling
+from indextts_jax.model import load
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, Prefix
 from indextts_jax.pipeline import Options
@@ -50,7 +51,7 @@ def step_seconds(params: Any, cfg: GPTConfig, batch: int, beams: int, steps: int
 
 def steps_table(options: argparse.Namespace) -> None:
     cfg = GPTConfig()
-    params = jax.block_until_ready(models.random("gpt", cfg, jax.random.key(0), options.dtype))
+    params = jax.block_until_ready(models.random("gpt", cfg, 0, options.dtype))
     print("| ms per step | " + " | ".join(f"batch {batch}" for batch in options.batches) + " |")
     print("|---" * (1 + len(options.batches)) + "|")
     for beams in options.beams:
@@ -59,7 +60,7 @@ def steps_table(options: argparse.Namespace) -> None:
 
 
 def batches_table(options: argparse.Namespace) -> None:
-    model = checkpoint.load(options.model, options.dtype)
+    model = load(options.model, options.dtype)
     head = model.params["gpt"]["head"]
     bias = head["bias"].at[model.cfg.gpt.stop_code].add(options.stop_bias)
     params = {**model.params, "gpt": {**model.params["gpt"], "head": {**head, "bias": bias}}}
@@ -88,7 +89,7 @@ def batches_table(options: argparse.Namespace) -> None:
         for size, batch in ((1, 1), (B, B), (N, B)):
             with Stopwatch() as watch:
                 made = [one for i in range(0, N, size) for one in speak(beams, range(i, min(i + size, N)), batch)]
-            times.append(watch.seconds - watch.compiling)
+            times.append(watch.seconds - watch.preparing)
         codes = sorted(n for n, _ in made)
         about = f"{codes[0]} to {codes[-1]}, median {codes[N // 2]} | {sum(length for _, length in made):.1f} s"
         print(f"| {beams} | {about} | " + " | ".join(f"{time:.1f} s" for time in times) + " |", flush=True)

@@ -5,7 +5,6 @@
 takes the options of `indextts-jax bench` too. The reference has no batches: it runs for --batch 1.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -21,6 +20,8 @@ from typing import Any
 from indextts_jax import audio
 from indextts_jax.bench.chain import RATE, Setting, noise
 from indextts_jax.cli import bench, run_command
+from indextts_jax.cli.options import Parser
+from indextts_jax.errors import Error, NotFound
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def reference(checkout: Path, model: Path, python: str, setting: Setting) -> Ite
     """
     script = Path(__file__).parent / "time_python.py"
     if shutil.which(python) is None:
-        raise FileNotFoundError(f"{python}: no such interpreter; name one that has what the reference needs")
+        raise NotFound(f"{python}: no such interpreter; name one that has what the reference needs")
     with tempfile.TemporaryDirectory() as folder:
         voice, errors = Path(folder) / "voice.wav", Path(folder) / "errors"
         audio.write_wav(voice, audio.to_int16(noise(setting)), RATE)
@@ -52,7 +53,7 @@ def reference(checkout: Path, model: Path, python: str, setting: Setting) -> Ite
                     if line.startswith('{"torch"'):
                         return json.loads(line)
                 last = errors.read_text().strip().splitlines()
-                raise ValueError(f"the reference could not be timed: {last[-1] if last else process.wait()}")
+                raise Error(f"the reference could not be timed: {last[-1] if last else process.wait()}")
 
             def run() -> dict[str, Any]:
                 with suppress(BrokenPipeError):  # it has ended: its answer says why
@@ -67,7 +68,7 @@ def reference(checkout: Path, model: Path, python: str, setting: Setting) -> Ite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m debug.bench_reference", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser("python -m debug.bench_reference", add_help=False, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="checkout of the PyTorch system")
     parser.add_argument("--reference-model", type=Path, required=True, metavar="DIR", help="its model folder")
     parser.add_argument("--reference-python", default=sys.executable, metavar="FILE", help="its interpreter (this one)")

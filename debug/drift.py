@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from debug.golden import FIXTURES, relative
-from indextts_jax import audio, checkpoint, pipeline
-from indextts_jax.checkpoint import Model
+from indextts_jax import audio, pipeline
 from indextts_jax.decoding import Sampling
+from indextts_jax.model import Model, load
 from indextts_jax.models import gpt
 from indextts_jax.pipeline import Given, Options, Voice
 from indextts_jax.render import text_batch
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25, help="of the flow")
     options = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
-    exact, rounded = (checkpoint.load(options.model, dtype) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (load(options.model, dtype) for dtype in ("float32", "bfloat16"))
     recording = audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav")
     voice, other = (listen(model.params, model.cfg, recording) for model in (exact, rounded))
     rows: list[tuple[str, str]] = []

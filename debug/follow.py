@@ -15,7 +15,7 @@ import flax.linen as nn  # to look into modules; elsewhere only models/ knows li
 import jax
 import numpy as np
 
-from indextts_jax.checkpoint import Model
+from indextts_jax.model import Model
 from indextts_jax.reader import Reader
 
 

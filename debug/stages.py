@@ -5,6 +5,7 @@ The tables name our modules on the left and golden keys on the right; `follow.py
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -516,7 +517,7 @@ def qwen(case: Case) -> Iterator[Comparison]:
     if case.reader is None:
         return
     params, cfg, tokenizer = case.reader()
-    case = case._replace(model=case.model._replace(params={**case.model.params, "qwen3": params}))
+    case = case._replace(model=replace(case.model, params={**case.model.params, "qwen3": params}))
     for i, run in enumerate(known.get("runs", [])):
         prompt, drawn = run["input_ids"], run["output_ids"][len(run["input_ids"]) :]
         yield _equal("qwen3", "tokenizer", f"runs[{i}].input_ids", _prompt(tokenizer, run["text"]), prompt)

@@ -20,7 +20,7 @@ from debug.follow import Case, Comparison, Golden
 from debug.golden import ABSOLUTE, TOLERANCE, absolute, read, relative
 from debug.stages import STAGES
 from indextts_jax import audio, checkpoint, models
-from indextts_jax.checkpoint import Model
+from indextts_jax.model import Model, load
 
 # What a stage needs of the model; one that is not named here is its own component.
 NEEDS = {
@@ -207,7 +207,7 @@ def _run(options: argparse.Namespace) -> int:
         audio.read(path)
     stages = [name for name in STAGES if not options.component or name in options.component]
     needed = {part for name in stages for part in NEEDS.get(name, (name,))}
-    model = checkpoint.load(options.model, "float32", [name for name in models.COMPONENTS if name in needed])
+    model = load(options.model, "float32", [name for name in models.COMPONENTS if name in needed])
     _same_model(options, golden, model)
     reader = partial(checkpoint.load_reader, options.model, "float32") if model.cfg.qwen3 else None
     verdicts = []

@@ -6,7 +6,7 @@ recordings 3 to 6 s) they stand closer.
 """
 
 TEXT = (16, 32, 48, 64, 96, 128)  # text ids of a segment
-QUESTION = (64, 128, 256, 512)  # tokens of a question to Qwen
+QUESTION = (64, 128, 256, 512, 1024)  # tokens of a question to Qwen
 PREFIX = (56, 72, 88, 104, 136, 168)  # what decoding begins with: a text and 37 slots more at official size
 CODES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 640, 768, 1024, 1536)  # 50 per second of speech
 BATCH = (1, 2, 4, 8, 16, 32, 64)  # rows of a batch

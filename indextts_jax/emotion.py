@@ -10,6 +10,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from indextts_jax import files
+from indextts_jax.errors import Error, NotFound
 from indextts_jax.models import prototypes
 from indextts_jax.models.prototypes import PrototypesConfig
 
@@ -41,34 +43,34 @@ class Emotion:
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.vector is None):
-            raise ValueError("an emotion has either weights or the vector of a recording")
+            raise Error("an emotion has either weights or the vector of a recording")
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}, but must lie between 0 and 1")
+            raise Error(f"alpha is {self.alpha}, but must lie between 0 and 1")
         if self.weights is not None:
             _check(self.weights)
         elif self.seed is not None:
-            raise ValueError("a seed draws speakers for weights; the vector of a recording has none to draw")
+            raise Error("a seed draws speakers for weights; the vector of a recording has none to draw")
 
 
 def _check(weights: Sequence[float]) -> None:
     if len(weights) != len(NAMES):
-        raise ValueError(f"{len(weights)} weights, but there are {len(NAMES)}: {', '.join(NAMES)}")
+        raise Error(f"{len(weights)} weights, but there are {len(NAMES)}: {', '.join(NAMES)}")
     for name, weight in zip(NAMES, weights, strict=True):
         if not 0 <= weight <= MOST:
-            raise ValueError(f"{name} is {weight}, but must lie between 0 and {MOST}")
+            raise Error(f"{name} is {weight}, but must lie between 0 and {MOST}")
 
 
 def parse(text: str) -> tuple[float, ...]:
-    """Weights as people write them: "happy=0.6,calm=0.2", or all eight, "0.6,0,0,0,0,0,0,0.2". Raises ValueError."""
+    """Weights as people write them: "happy=0.6,calm=0.2", or all eight, "0.6,0,0,0,0,0,0,0.2". Raises Error."""
     parts = [part.strip() for part in text.split(",")]
     named = all("=" in part for part in parts)
     pairs = [[side.strip() for side in part.split("=", 1)] if named else ["", part] for part in parts]
     if unknown := [name for name, _ in pairs if named and name not in NAMES]:
-        raise ValueError(f"emotion {unknown[0]!r} is none of {', '.join(NAMES)}")
+        raise Error(f"emotion {unknown[0]!r} is none of {', '.join(NAMES)}")
     try:
         values = [float(value) for _, value in pairs]
     except ValueError:
-        raise ValueError(f"emotion {text!r}: write happy=0.6,calm=0.2 or the eight weights {','.join(NAMES)}") from None
+        raise Error(f"emotion {text!r}: write happy=0.6,calm=0.2 or the eight weights {','.join(NAMES)}") from None
     given = dict(zip((name for name, _ in pairs), values, strict=True))
     found = tuple(given.get(name, 0.0) for name in NAMES) if named else tuple(values)
     _check(found)
@@ -101,7 +103,7 @@ def resolve(params: Any, cfg: PrototypesConfig, emotion: Emotion | None, own: An
         return own
     if emotion.vector is not None:
         if np.shape(emotion.vector) != np.shape(base):
-            raise ValueError(
+            raise Error(
                 f"the emotion has width {np.size(emotion.vector)}, but the model {np.size(base)}: make it again with it"
             )
         return np.asarray(mix(base, np.asarray(emotion.vector, np.float32), emotion.alpha))
@@ -119,7 +121,7 @@ def resolve(params: Any, cfg: PrototypesConfig, emotion: Emotion | None, own: An
 _FORMAT = "indextts-jax emotion 1"
 
 
-def save(path: str | Path, emotion: Emotion) -> None:
+def save(path: str | PathLike[str], emotion: Emotion) -> None:
     """Write an Emotion as a safetensors file, which appears only once it is complete. Raises OSError."""
     value = emotion.vector if emotion.weights is None else emotion.weights
     kind = "vector" if emotion.weights is None else "weights"
@@ -127,20 +129,20 @@ def save(path: str | Path, emotion: Emotion) -> None:
     files.write_whole(Path(path), safetensors.numpy.save({kind: np.array(value, np.float32)}, about))
 
 
-def load(path: str | Path) -> Emotion:
-    """Read an Emotion that `save` wrote. Raises FileNotFoundError, or ValueError for another file."""
+def load(path: str | PathLike[str]) -> Emotion:
+    """Read an Emotion that `save` wrote. Raises NotFound, or Error for another file."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise NotFound(f"{path}: no such file")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             about = file.metadata() or {}
             if about.get("format") != _FORMAT:
-                raise ValueError("of another kind or version")
+                raise Error("of another kind or version")
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         # The weights were written in float32: what they were is the shortest number that rounds to them.
         weights = [float(str(w)) for w in found["weights"]] if "weights" in found else None
         seed = None if about["seed"] == "None" else int(about["seed"])
         return Emotion(weights, found.get("vector"), float(about["alpha"]), seed)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not an emotion file, or cut short ({error}); make it again") from None
+        raise Error(f"{path}: not an emotion file, or cut short ({error}); make it again") from None

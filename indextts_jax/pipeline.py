@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax import buckets, decoding, emotion
+from indextts_jax import audio, buckets, decoding, emotion
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
@@ -59,6 +60,10 @@ class Audio(NamedTuple):
     samples: np.ndarray  # [N] float32 within ±1
     rate: int  # Hz
     segments: tuple[Segment, ...]
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a WAV file, mono and 16 bit, that appears only once it is complete. Raises `Error`."""
+        audio.write_wav(path, audio.to_int16(self.samples), self.rate)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Dimensions: B batch, N samples, T semantic frames, L latents, P prompt frames, M
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jax import Array
 from indextts_jax import audio, buckets, emotion, features, files
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
+from indextts_jax.errors import Error, NotFound
 from indextts_jax.models import Params, campplus, conditioner, repcodec, s2mel, w2vbert
 
 
@@ -76,28 +78,26 @@ def _padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
 _VOICE_FORMAT = "indextts-jax voice 1"
 
 
-def save_voice(path: str | Path, voice: Voice) -> None:
+def save_voice(path: str | PathLike[str], voice: Voice) -> None:
     """Write a Voice as a safetensors file, which appears only once it is complete. Raises OSError."""
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in voice._asdict().items()}
     files.write_whole(Path(path), safetensors.numpy.save(arrays, {"format": _VOICE_FORMAT}))
 
 
-def load_voice(path: str | Path, cfg: Config) -> Voice:
-    """Read a Voice that `save_voice` wrote. Raises FileNotFoundError, or ValueError for what does not fit the model."""
+def load_voice(path: str | PathLike[str], cfg: Config) -> Voice:
+    """Read a Voice that `save_voice` wrote. Raises NotFound, or Error for what does not fit the model."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise NotFound(f"{path}: no such file")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             known = (file.metadata() or {}).get("format") == _VOICE_FORMAT
             voice = Voice(*(file.get_tensor(name) for name in Voice._fields)) if known else None
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a voice file, or cut short ({error}); make it again") from None
+        raise Error(f"{path}: not a voice file, or cut short ({error}); make it again") from None
     if voice is None:
-        raise ValueError(f"{path}: not a voice file of this version; make it with `indextts-jax voice`")
+        raise Error(f"{path}: not a voice file of this version; make it with `indextts-jax voice`")
     width, mels = cfg.gpt.width, cfg.s2mel.mels
     if voice.latents.shape != (cfg.conditioner.speaker.latents, width) or voice.mel.shape[1:] != (mels,):
-        raise ValueError(
-            f"{path}: made with another model (width {voice.latents.shape[-1]}, not {width}); make it again"
-        )
+        raise Error(f"{path}: made with another model (width {voice.latents.shape[-1]}, not {width}); make it again")
     return voice

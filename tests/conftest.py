@@ -13,8 +13,9 @@ import jax
 import pytest
 
 from debug.golden import FIXTURES
-from indextts_jax import audio, checkpoint, convert
+from indextts_jax import audio, convert
 from indextts_jax.config import Config
+from indextts_jax.model import Model, load
 from indextts_jax.voice import Voice, listen
 
 # Programs are shared between tests, workers and runs.
@@ -56,12 +57,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(converted: Path) -> checkpoint.Model:
+def model(converted: Path) -> Model:
     """The tiny checkpoint, loaded: once for all tests that do not count what loading does."""
-    return checkpoint.load(converted)
+    return load(converted)
 
 
 @pytest.fixture(scope="session")
-def voice(model: checkpoint.Model) -> Voice:
+def voice(model: Model) -> Voice:
     """The speaker of most golden files."""
     return listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))

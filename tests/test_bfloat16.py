@@ -13,6 +13,8 @@ from debug.golden import golden, relative
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
 from tests.test_gpt import one_beam
 
+pytestmark = pytest.mark.whole
+
 ARRAYS = golden("en_greedy")
 REFERENCE_MEL = np.swapaxes(ARRAYS["ref_mel"], 1, 2)
 

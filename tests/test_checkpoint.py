@@ -19,6 +19,7 @@ from indextts_jax import checkpoint, models
 from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description
 from indextts_jax.config import Config, to_dict
 from indextts_jax.files import FileError
+from indextts_jax.model import load
 from indextts_jax.models.gpt import GPTConfig
 
 # Of a failed restore, Orbax leaves tasks behind whose exceptions nobody asks for.
@@ -57,7 +58,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def test_everything_comes_back(tiny, converted):
-    model = checkpoint.load(converted)
+    model = load(converted)
     assert model.cfg == tiny.cfg
     assert list(model.params) == list(models.COMPONENTS)
     for component in models.COMPONENTS:
@@ -68,7 +69,7 @@ def test_everything_comes_back(tiny, converted):
 
 
 def test_bfloat16_rounds_once(tiny, converted):
-    model = checkpoint.load(str(converted), dtype=jnp.bfloat16, components=[SMALL, "gpt"])
+    model = load(str(converted), dtype=jnp.bfloat16, components=[SMALL, "gpt"])
     assert set(model.params) == {SMALL, "gpt"}
     for component, params in model.params.items():
         assert same(params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), tiny.params(component)))
@@ -145,14 +146,14 @@ def test_a_full_disk_is_a_file_error(tmp_path, monkeypatch):
 
 def refused(folder: Path, **options: Any) -> str:
     with pytest.raises((ModelError, FileNotFoundError)) as caught:
-        checkpoint.load(folder, components=[SMALL], **options)
+        load(folder, components=[SMALL], **options)
     assert str(caught.value).startswith(str(folder))
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
 
 def test_the_copy_is_sound(copy):
-    assert set(checkpoint.load(copy, components=[SMALL]).params) == {SMALL}
+    assert set(load(copy, components=[SMALL]).params) == {SMALL}
 
 
 def test_a_missing_component_is_named(copy):

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,8 +17,11 @@ import numpy as np
 import pytest
 import soundfile
 
+import indextts_jax
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden
-from indextts_jax import audio, checkpoint, cli, config, pipeline
+from indextts_jax import checkpoint, cli, config, pipeline
+
+pytestmark = pytest.mark.whole
 
 VOICE = FIXTURES / "audio" / "voice_24k.wav"
 TEXT = "Hello world, this is a small test of the speech system."
@@ -33,7 +38,7 @@ def run(*arguments) -> int:
 
 
 def speak(model, out: Path, *arguments) -> int:
-    return run("speak", "--model", model, "--voice", VOICE, "--text", TEXT, "--output", out, *arguments)
+    return run("speak", "--model", model, "--voice", VOICE, "--text", TEXT, "-o", out, "--force", *arguments)
 
 
 def noise_file(folder: Path, name: str) -> Path:
@@ -71,6 +76,7 @@ def test_greedy_speech_equals_reference(converted, tmp_path, capsys):
     line = capsys.readouterr().out
     assert line.startswith(f"{out}: 0.79 s of audio in ")
     assert "real-time factor" in line
+    assert "tracing" in line
     assert line.count("\n") == 1
 
 
@@ -100,14 +106,15 @@ def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
     assert differences(out, saved, "en_stop_greedy") == set()
 
 
-def test_emotions_on_the_command_line(converted, tmp_path, capsys, monkeypatch):
+def test_emotions_on_the_command_line(converted, model, tmp_path, capsys, monkeypatch):
     """Weights, a file of them, a recording and its file, a text, the spoken text: each is heard."""
-    model = checkpoint.load(converted)
-    monkeypatch.setattr(checkpoint, "load", lambda folder, dtype: model)  # once is enough
+    monkeypatch.setattr(cli.shared, "load_model", lambda *_: model)  # once is enough
+    for command in (cli.speak, cli.emotion, cli.voice):
+        monkeypatch.setattr(command, "load_model", lambda *_: model)
 
     def samples(*arguments) -> np.ndarray:
         said = ["--text", "One small test.", "--greedy", "--max-codes", 8, "--steps", 1]
-        assert run("speak", "--model", converted, "--voice", voice, "--output", out, *said, *arguments) == 0
+        assert run("speak", "--model", converted, "--voice", voice, "-o", out, "--force", *said, *arguments) == 0
         return soundfile.read(out, dtype="int16")[0]
 
     voice, weighed, recorded = (tmp_path / f"{name}.safetensors" for name in ("voice", "happy", "felt"))
@@ -140,7 +147,7 @@ def test_emotions_on_the_command_line(converted, tmp_path, capsys, monkeypatch):
     [
         (["--emotion", "happy=3"], "happy is 3.0, but must lie between 0 and 1.2"),
         (["--emotion", "joy=1"], "emotion 'joy' is none of happy"),
-        (["--emotion", "happy=1", "--emotion-alpha", "2"], "--emotion-alpha is 2.0, but must lie between 0 and 1"),
+        (["--emotion-alpha", "0.5"], "--emotion-alpha is the strength of an emotion, but none is given"),
         (["--emotion-audio", "none.wav"], "none.wav: no such file"),
         (["--emotion-random"], "--emotion-random changes the weights of an emotion, but none is given: add --emotion"),
         (
@@ -205,7 +212,7 @@ def test_voice_files_speak_like_their_recording(converted, tmp_path, capsys):
     assert speak(converted, out, *options) == 0
     text = tmp_path / "text.txt"
     text.write_text(TEXT, "utf-8")
-    arguments = ["speak", "--model", converted, "--voice", voice, "--text-file", text, "--output", again, *options]
+    arguments = ["speak", "--model", converted, "--voice", voice, "--text-file", text, "-o", again, *options]
     assert run(*arguments) == 0
     assert out.read_bytes() == again.read_bytes()
     assert speak(converted, again, *options[:-1], 6) == 0
@@ -229,7 +236,7 @@ def test_random_weights_need_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
 def refused(capsys, out: Path, *arguments) -> str:
     """The one line that a failing command prints; it leaves no output."""
     before = sorted(out.parent.iterdir()) if out.parent.is_dir() else None
-    assert run(*arguments) not in (0, 2)
+    assert run(*arguments) == 1
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if "warning" not in line]
     assert len(lines) == 1, err
@@ -237,6 +244,17 @@ def refused(capsys, out: Path, *arguments) -> str:
     assert not out.is_file()
     assert (sorted(out.parent.iterdir()) if out.parent.is_dir() else None) == before
     return lines[0]
+
+
+def misused(capsys, *arguments) -> str:
+    """The middle one of the three lines that a usage error prints: what is wrong."""
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    usage, line, hint = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: indextts-jax ")
+    assert hint.endswith("--help` lists all options")
+    return line.removeprefix("indextts-jax: error: ")
 
 
 def write_sound(path: Path, samples, rate=16000) -> Path:
@@ -279,15 +297,18 @@ def test_bad_texts_are_refused(converted, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "missing/out.wav"], "missing: no such folder"),
-        (["--output", "out.mp3"], "let it end in .wav"),
+        (["--output", "missing/out.wav"], "--output missing/out.wav: there is no folder missing"),
+        (["--output", "out.mp3"], "--output out.mp3: a WAV file is written"),
+        (["--output", "."], "a WAV file is written"),
         (["--model", "missing"], "model.json: no such file"),
-        (["--top-p", "2"], "top_p is 2.0"),
-        (["--steps", "0"], "steps is 0"),
-        (["--segment-tokens", "0"], "budget must be at least 1"),
         (["--flow-noise", str(VOICE)], "voice_24k.wav: not an .npz file"),
-        (["--flow-noise", "missing.npz"], "missing.npz: no such file"),
-        (["--save", "missing/save.npz"], "missing: no such folder"),
+        (["--flow-noise", "missing.npz"], "--flow-noise missing.npz: no such file"),
+        (["--glossary", "missing.yaml"], "missing.yaml"),
+        (["--save", "missing/save.npz"], "--save missing/save.npz: there is no folder missing"),
+        (["--plot", "picture.jpg"], "--plot picture.jpg: a PNG file is written"),
+        (["--save", "out.wav"], "--save and --output are the same file"),
+        (["--save", "x", "--plot", "x.png", "--retries", "2", "--greedy"], "--retries 2 with --greedy"),
+        (["--voice-start", "60"], "voice_24k.wav"),
     ],
 )
 def test_bad_arguments_are_refused(converted, tmp_path, capsys, monkeypatch, arguments, message):
@@ -295,6 +316,87 @@ def test_bad_arguments_are_refused(converted, tmp_path, capsys, monkeypatch, arg
     out = Path("out.wav")
     base = ["speak", "--model", converted, "--voice", VOICE, "--text", TEXT, "--output", out]
     assert message in refused(capsys, out, *base, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-p", "2"], "argument --top-p: 2 is not between 0 and 1"),
+        (["--steps", "0"], "argument --steps: 0 is not between 1 and 10000"),
+        (["--steps", "x" * 100], f"argument --steps: {'x' * 40!r} is not a whole number"),
+        (["--cfg-rate", "nan"], "argument --cfg-rate: nan is not between 0 and 100"),
+        (["--segment-tokens", "0"], "argument --segment-tokens: 0 is not between 1 and 10000"),
+        (["--silence-ms", "1000000000"], "argument --silence-ms: 1000000000 is not between 0 and 60000"),
+        (["--seed", "-1"], "argument --seed: -1 is not between 0 and"),
+        (["--seed", str(2**64)], f"argument --seed: {2**64} is not between 0 and"),
+        (["--emotion-alpha", "2"], "argument --emotion-alpha: 2 is not between 0 and 1"),
+        (["--language", "fr"], "argument --language: invalid choice: 'fr'"),
+        (
+            ["--emotion", "happy=1", "--emotion-text", "a"],
+            "argument --emotion-text: not allowed with argument --emotion",
+        ),
+        (["--text-file", "a"], "argument --text-file: not allowed with argument --text"),
+        (["--what"], "unrecognized arguments: --what"),
+    ],
+)
+def test_wrong_usage_is_three_lines_that_name_the_option(converted, capsys, arguments, message):
+    base = ["speak", "--model", converted, "--voice", VOICE, "--text", TEXT, "--output", "out.wav"]
+    assert message in misused(capsys, *base, *arguments)
+
+
+def test_warmup_takes_what_speak_takes(capsys, converted):
+    for seconds, message in (("nan", "nan is not at least 0.1"), ("0.05", "0.05 is not at least 0.1")):
+        assert message in misused(capsys, "warmup", "--model", converted, "--voice-seconds", seconds)
+
+
+def test_a_bare_command_shows_its_help(capsys):
+    for arguments, status, text in (([], 0, "commands:"), (["speak"], 2, "--voice FILE")):
+        with pytest.raises(SystemExit) as end:
+            run(*arguments)
+        assert end.value.code == status
+        assert text in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        run("--version")
+    assert capsys.readouterr().out == f"indextts-jax {indextts_jax.__version__}\n"
+
+
+# ---- nothing is lost ------------------------------------------------------------------------------------------------
+
+
+def test_no_input_is_overwritten(converted, tmp_path, capsys):
+    """An output that is an input, or a link to it, even with --force; before the model is looked at."""
+    own = tmp_path / "me.wav"
+    shutil.copyfile(VOICE, own)
+    link = tmp_path / "link.wav"
+    link.symlink_to(own)
+    base = ["speak", "--model", converted, "--voice", own, "--text", TEXT, "--force"]
+    for out in (own, link):
+        assert run(*base, "--output", out) == 1
+        assert f"--output and --voice are the same file, {out}" in capsys.readouterr().err
+    assert run("voice", own, "--model", converted, "-o", tmp_path / "me.safetensors") == 0
+    capsys.readouterr()
+    assert (
+        run("emotion", "--audio", tmp_path / "me.safetensors", "--model", converted, "-o", tmp_path / "me.safetensors")
+        == 1
+    )
+    assert "--output and --audio are the same file" in capsys.readouterr().err
+    assert own.read_bytes() == VOICE.read_bytes()
+
+
+def test_what_exists_is_replaced_only_with_force(converted, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    out.write_bytes(b"before")
+    base = ["speak", "--model", converted, "--voice", VOICE, "--text", TEXT, "-o", out, "--max-codes", 20, "--steps", 2]
+    assert run(*base) == 1
+    assert f"--output {out}: exists already; add --force" in capsys.readouterr().err
+    assert out.read_bytes() == b"before"
+    assert run(*base, "--force", "--quiet") == 0
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+    assert soundfile.info(out).samplerate == 22050
 
 
 def test_noise_that_does_not_fit_is_refused(converted, tmp_path, capsys):
@@ -343,22 +445,67 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(converted, tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["out.wav"]
 
 
-def test_an_interruption_leaves_nothing(converted, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_leaves_nothing(converted, tmp_path, capsys, monkeypatch, number):
+    """Even one whose exception is swallowed on the way, as in a callback from C++."""
+
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+        return [pipeline.Audio(np.zeros(100, np.float32), 22050, ())]
 
     monkeypatch.setattr(pipeline, "speak", interrupted)
-    assert speak(converted, tmp_path / "out.wav") == 130
-    assert capsys.readouterr().err == "indextts-jax: error: interrupted; nothing was written\n"
+    assert speak(converted, tmp_path / "out.wav") == 128 + number
+    assert capsys.readouterr().err == "indextts-jax: error: interrupted; an output file that is there is complete\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_long_recording_is_cut_and_said_so(converted, tmp_path, capsys):
-    seconds = 40
+def test_a_bug_comes_with_its_traceback(converted, tmp_path, capsys, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("shapes (3,) and (4,) not aligned")
+
+    monkeypatch.setattr(pipeline, "speak", broken)
+    assert speak(converted, tmp_path / "out.wav") == 3
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "not aligned" in error
+    assert error.endswith("this is a bug in indextts-jax: please report it with the lines above and the command\n")
+
+
+def test_where_an_expected_failure_came_from(converted, tmp_path, capsys, monkeypatch):
+    arguments = ["speak", "--model", converted, "--voice", "none.wav", "--text", TEXT, "-o", tmp_path / "out.wav"]
+    assert "Traceback" not in refused(capsys, tmp_path / "out.wav", *arguments)
+    monkeypatch.setenv("INDEXTTS_TRACEBACK", "1")
+    assert run(*arguments) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_long_recording_is_cut_and_said_so(converted, model, tmp_path, capsys, monkeypatch):
+    """And of another place in it, another voice is heard."""
+    monkeypatch.setattr(cli.voice, "load_model", lambda *_: model)
     rng = np.random.default_rng(0)
-    path = write_sound(tmp_path / "long.wav", rng.normal(size=8000 * seconds) * 0.1, 8000)
-    recording = audio.load_speaker(path)
-    assert [len(samples) for samples in recording] == [15 * 22050, 15 * 16000, 15 * 16000]
+    path = write_sound(tmp_path / "long.wav", rng.normal(size=8000 * 40) * 0.1, 8000)
+    voices = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for out, start in zip(voices, ("0", "20"), strict=True):
+        assert run("voice", path, "--model", converted, "-o", out, "--start", start) == 0
+        printed = capsys.readouterr()
+        assert f"{path} is longer than 15 s: only its first 15 s" in printed.err or start == "20"
+        assert "15 s" in printed.err
+        assert "a voice of 14.99 s" in printed.out
+    assert voices[0].read_bytes() != voices[1].read_bytes()
+
+
+def test_progress_in_a_pipe(converted, tmp_path, capsys):
+    """Nothing by default; with --verbose a line when another stage begins, the weights first."""
+    assert speak(converted, tmp_path / "out.wav", "--max-codes", 8, "--steps", 1) == 0
+    assert "reading weights" not in capsys.readouterr().err
+    assert speak(converted, tmp_path / "out.wav", "--max-codes", 8, "--steps", 1, "--verbose") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if ", after " in line]
+    stages = [line.removeprefix("indextts-jax: ").partition(":")[0] for line in said]
+    assert stages == ["reading weights", "listening", "codes", "latents", "mel", "vocode"]
 
 
 def test_help_is_quick_and_needs_no_jax():

@@ -2,14 +2,18 @@
 
 import jax
 import numpy as np
+import pytest
 
 from debug.golden import FIXTURES
-from indextts_jax import audio, buckets, checkpoint, decoding, pipeline
+from indextts_jax import audio, buckets, decoding, pipeline
 from indextts_jax.decoding import Sampling
+from indextts_jax.model import load
 from indextts_jax.models import bigvgan, gpt, s2mel
 from indextts_jax.pipeline import Options
 from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import listen
+
+pytestmark = pytest.mark.whole
 
 WORDS = "hello world this is a small test of the speech system please read the next sentence slowly".split()  # noqa: SIM905
 
@@ -19,9 +23,10 @@ def rungs(low: int, high: int, ladder: tuple[int, ...]) -> int:
     return len({buckets.bucket(n, ladder) for n in range(low, high + 1)})
 
 
+@pytest.mark.slow
 def test_fifty_sentences(converted):
     """Sentences of 3 to 30 words in voices of 2 to 4 seconds, each of its own length in codes."""
-    model = checkpoint.load(converted)
+    model = load(converted)
     head = model.params["gpt"]["head"]
     head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(5.5)}  # the tiny model never stops by itself
     params = {**model.params, "gpt": {**model.params["gpt"], "head": head}}

@@ -35,6 +35,8 @@ from indextts_jax.files import FileError
 from indextts_jax.models.qwen3 import Qwen3Config
 from tests.files import Call, Name, arrays, change, linked, ones, write_pth
 
+pytestmark = pytest.mark.whole
+
 CONVERTERS: dict[str, Any] = {
     "w2vbert": w2vbert,
     "repcodec": repcodec,

@@ -30,6 +30,8 @@ from indextts_jax.stages import STAGES
 from indextts_jax.warmup import Uses, struct
 from tests import small
 
+pytestmark = pytest.mark.whole
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 LANES = 128  # the last axis of a TPU's tile
 INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "top_k")

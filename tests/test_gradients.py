@@ -16,6 +16,8 @@ from indextts_jax import models
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, layers, repcodec, s2mel, w2vbert
 from tests.small import BIGVGAN, CAMPPLUS, CONDITIONER, GPT, REPCODEC, S2MEL, W2VBERT, normal, parameters
 
+pytestmark = pytest.mark.whole
+
 LENGTHS: Any = np.array([13, 9])
 
 # A function of parameters and inputs, the parameters, and the inputs by name

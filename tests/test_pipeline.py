@@ -15,6 +15,8 @@ from indextts_jax.pipeline import Given, Options
 from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import feel, listen
 
+pytestmark = pytest.mark.whole
+
 GREEDY = Options(Sampling(beams=1, sample=False), max_codes=40)
 KEY = jax.random.key(0)
 
@@ -174,9 +176,10 @@ def stopping(model):
     """The tiny model, which never stops, with a bias that lets it stop."""
     head = model.params["gpt"]["head"]
     head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(5.5)}
-    return model._replace(params={**model.params, "gpt": {**model.params["gpt"], "head": head}})
+    return replace(model, params={**model.params, "gpt": {**model.params["gpt"], "head": head}})
 
 
+@pytest.mark.slow
 def test_a_batch_equals_its_rows_alone(stopping, voice, caplog):
     """Random texts, voices, emotions, beams and lengths, two and three segments at a time, later ones admitted while
     others run: codes, latents, mel and samples are those of the text alone."""

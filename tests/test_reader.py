@@ -9,6 +9,8 @@ from indextts_jax import checkpoint
 from indextts_jax.emotion import NAMES
 from indextts_jax.reader import PROMPT, answer_in, understand
 
+pytestmark = pytest.mark.whole
+
 QWEN = json.loads((FIXTURES / "golden" / "qwen_emotion.json").read_text("utf-8"))
 
 

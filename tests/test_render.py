@@ -2,11 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from debug.golden import TOLERANCE
 from indextts_jax.render import gather, render, target_frames, text_batch
 
+pytestmark = pytest.mark.whole
 
+
+@pytest.mark.slow
 def test_gradients_of_the_audio_agree_with_finite_differences(model, voice):
     """A loss on the samples, with respect to noise, emotion and speaker latents, codes given."""
     cfg = model.cfg

@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ from debug.follow import Case, Golden
 from debug.golden import FIXTURES, golden
 from debug.stages import STAGES
 from indextts_jax import checkpoint
-from indextts_jax.checkpoint import Model
+from indextts_jax.model import Model, load
 from tests.test_decoding import with_stop_bias
+
+pytestmark = pytest.mark.whole
 
 # What each golden file is compared in. The full files hold more (INDEXTTS_GOLDEN), these at least.
 COMPARED = {
@@ -33,14 +36,14 @@ COMPARED = {
 
 @pytest.fixture(scope="module")
 def model(converted) -> Model:
-    return checkpoint.load(converted, "float32")
+    return load(converted, "float32")
 
 
 def case(model, name, converted=None):
     """A golden file with the weights it was made with."""
     if "stop" in name:
         gpt = with_stop_bias(model.params["gpt"], model.cfg.gpt, 4.5)
-        model = model._replace(params={**model.params, "gpt": gpt})
+        model = replace(model, params={**model.params, "gpt": gpt})
     return Case(model, Golden(golden(name)), converted and (lambda: checkpoint.load_reader(converted, "float32")))
 
 
@@ -109,7 +112,7 @@ def test_a_scaled_weight_is_named(model, component):
     known, missed = case(model, "en_layers"), []
     for path in leaves(model.params[component]):
         params = {**model.params, component: scaled(model.params[component], path)}
-        verdicts = validate.validate(known._replace(model=model._replace(params=params)), [component])
+        verdicts = validate.validate(known._replace(model=replace(model, params=params)), [component])
         first = next((verdict for verdict in verdicts if not verdict.held), None)  # the stages after it do not run
         if not first or not names(first.where, path):
             missed.append((path, first and first.where))
@@ -118,7 +121,7 @@ def test_a_scaled_weight_is_named(model, component):
 
 def test_a_scaled_emotion_is_named(model):
     params = {**model.params, "prototypes": scaled(model.params["prototypes"], "vector")}
-    known = case(model._replace(params=params), "zh_beam3_emotion_vector")
+    known = case(replace(model, params=params), "zh_beam3_emotion_vector")
     assert [verdict.where for verdict in validate.validate(known, ["conditioner"]) if not verdict.held] == [
         "emotion.resolve"
     ]

@@ -12,9 +12,12 @@ import pytest
 from debug.golden import FIXTURES
 from indextts_jax import audio, checkpoint, pipeline, warmup
 from indextts_jax.decoding import Sampling
+from indextts_jax.model import load
 from indextts_jax.pipeline import Options
 from indextts_jax.voice import listen
 from indextts_jax.warmup import Uses
+
+pytestmark = pytest.mark.whole
 
 VOICE = FIXTURES / "audio" / "voice_24k.wav"
 SETTINGS = ["--beams", "2", "--steps", "2", "--max-codes", "30"]
@@ -42,6 +45,7 @@ def programs(cache: Path) -> set[str]:
     return {file.name for file in cache.iterdir() if file.name.endswith("-cache")}
 
 
+@pytest.mark.slow
 def test_speaking_after_warming_up_compiles_no_stage(tiny, converted, tmp_path):
     cache, out = tmp_path / "cache", tmp_path / "out.wav"
     sizes = ["--batch", 2, "--pieces", 16, "--codes", 30, "--voice-seconds", 4.56]
@@ -59,6 +63,7 @@ def test_speaking_after_warming_up_compiles_no_stage(tiny, converted, tmp_path):
     assert {name.split("-")[0] for name in programs(cache) - warm} & stages == set()
 
 
+@pytest.mark.slow
 def test_what_is_made_while_the_weights_are_read(converted, caplog):
     """After it, neither listening nor drawing compiles a stage; what follows the codes is not known yet."""
     recording = audio.load_speaker(VOICE)
@@ -67,7 +72,7 @@ def test_what_is_made_while_the_weights_are_read(converted, caplog):
     lengths = [len(ids) for ids in analysis.segment_ids]
     jax.clear_caches()
     with warmup.ahead(converted, "float32", len(recording.samples_16k) / 16000, lengths, options) as thread:
-        model = checkpoint.load(converted)
+        model = load(converted)
         thread.join()
     with jax.log_compiles(), caplog.at_level("WARNING"):
         voice = listen(model.params, model.cfg, recording)

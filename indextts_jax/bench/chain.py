@@ -135,7 +135,7 @@ class Recorder:
         with Stopwatch() as watch:
             traced = function.trace(*arguments, **keywords)
             out = jax.block_until_ready(function(*arguments, **keywords))
-        stage.compile_s += watch.compiling
+        stage.compile_s += watch.preparing
         compiled = traced.lower().compile()  # the one that ran
         cost, room = compiled.cost_analysis() or {}, compiled.memory_analysis()
         after = _counts([out])
@@ -158,13 +158,9 @@ def _counts(values: Sequence[Any]) -> Any:
     return None if state is None else np.asarray(state.counts)
 
 
-def parameters(cfg: Config, dtype: Any) -> pipeline.Params:
-    """Random parameters of every component, made on the device."""
-    keys = jax.random.split(jax.random.key(0), len(models.COMPONENTS))
-    return {
-        name: jax.block_until_ready(models.random(name, getattr(cfg, name), key, dtype))
-        for name, key in zip(models.COMPONENTS, keys, strict=True)
-    }
+def parameters(cfg: Config, dtype: Any) -> models.Params:
+    """Random parameters of every component."""
+    return {name: models.random(name, getattr(cfg, name), i, dtype) for i, name in enumerate(models.COMPONENTS)}
 
 
 def noise(setting: Setting) -> np.ndarray:
@@ -173,7 +169,7 @@ def noise(setting: Setting) -> np.ndarray:
 
 
 def run(
-    params: pipeline.Params,
+    params: models.Params,
     cfg: Config,
     setting: Setting,
     repeat: int = 3,
@@ -214,7 +210,7 @@ def run(
         plain.append(chain())
     listens, speaks, lengths = zip(*plain, strict=True)
     found = Chain(
-        setting, first[0] + first[1], watch.compiling, float(np.median(listens)), float(np.median(speaks)),
+        setting, first[0] + first[1], watch.preparing, float(np.median(listens)), float(np.median(speaks)),
         max(speaks) - min(speaks), float(lengths[0]), theirs,
     )  # fmt: skip
     return found, [stage for stage in recorder.stages.values() if stage.calls]

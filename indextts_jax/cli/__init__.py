@@ -4,45 +4,66 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
+from indextts_jax import __version__, interrupts
 from indextts_jax.cli import bench, convert, emotion, info, speak, text, voice, warmup
+from indextts_jax.cli.options import Parser
+from indextts_jax.errors import Error
 
 COMMANDS = (convert, info, voice, emotion, text, speak, warmup, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; -> the exit status. Every expected failure is one line on stderr and a status that is not 0."""
+    """Run one command: -> the exit status.
+
+    0: done. 1: an expected failure, which is one line on standard error. 2: wrong usage. 3: a bug, with its traceback.
+    128 + n: ended by signal n.
+    """
     options = _parser().parse_args(arguments)
     return run_command(options.command, options)
 
 
 def run_command(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     """Run a function of parsed options as `main` runs a command."""
+    level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("indextts-jax: %(levelname)s: %(message)s"))
-    logging.addLevelName(logging.WARNING, "warning")
+    handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("indextts_jax").setLevel(level)
     for name in ("absl", "asyncio"):  # Orbax logs tracebacks of errors that it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        command(options)
+        with interrupts.handled():
+            command(options)
+    except interrupts.Interrupted as signal:
+        return _fail("interrupted; an output file that is there is complete", signal.status)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; an output file that is there is complete", 130)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError:
         return _fail("out of memory; use --dtype bfloat16, a shorter text or a larger machine")
-    except (ValueError, OSError) as error:
+    except (Error, OSError) as error:
         if os.environ.get("INDEXTTS_TRACEBACK"):
-            raise
+            traceback.print_exc()
         return _fail(" ".join(str(error).split()))
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return _fail("out of memory on the device; use --dtype bfloat16, a shorter text or a larger device")
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return _fail("out of memory on the device; use --dtype bfloat16, a smaller --batch or a shorter text")
+        traceback.print_exc()
+        return _fail("this is a bug in indextts-jax: please report it with the lines above and the command", 3)
     return 0
+
+
+class _Formatter(logging.Formatter):
+    """One line: the program, and the level unless it is only information."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return f"indextts-jax: {level}{record.getMessage()}"
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -51,7 +72,9 @@ def _fail(message: str, status: int = 1) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("indextts-jax", description="IndexTTS-2 speech synthesis in JAX.")
+    about = "IndexTTS-2 zero-shot text-to-speech in JAX: text and a recording of a voice in, speech in that voice out."
+    parser = Parser("indextts-jax", description=about, usage="indextts-jax COMMAND [options]")
+    parser.add_argument("--version", action="version", version=f"indextts-jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for each in COMMANDS:
         each.add(commands)

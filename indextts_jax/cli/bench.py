@@ -2,38 +2,51 @@
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import command, integers, names, numbers
-from indextts_jax.cli.shared import check_writable
+from indextts_jax.cli.options import add_common, add_model, command, dtypes, number, numbers
+from indextts_jax.cli.shared import check_outputs, check_plot, read_file
+from indextts_jax.errors import Error
 
 log = logging.getLogger("indextts_jax")
 
 
 def add(commands: Any) -> None:
-    add_arguments(
-        command(commands, "bench", run, "Time every stage and the whole chain, beside what the machine could do.")
-    )
+    about = "Time every stage and the whole chain, beside what the machine could do at best."
+    add_arguments(command(commands, "bench", run, about, "[--model DIR] [options]"))
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", type=Path, help="converted model (random parameters of the official sizes)")
-    sub.add_argument("--dtype", type=names, help="float32, bfloat16 or both, separated by commas (the device's)")
-    sub.add_argument("--batch", type=integers, default=[1], help="utterances side by side, e.g. 1,8,32 (1)")
-    sub.add_argument("--beams", type=integers, default=[3], help="e.g. 1,3 (3)")
-    sub.add_argument("--codes", type=integers, default=[150], help="codes of an utterance, 50 a second (150)")
-    sub.add_argument("--voice-seconds", type=numbers, default=[4.56], help="of the recording (4.56)")
-    sub.add_argument("--pieces", type=integers, default=[30], help="of the text (30)")
-    sub.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
-    sub.add_argument("--repeat", type=int, default=3, help="runs of which the median counts (%(default)s)")
-    sub.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
-    sub.add_argument("--compare", type=Path, metavar="FILE", help="figures kept earlier: how much faster it is now")
-    sub.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, needs matplotlib)")
+    group = sub.add_argument_group("settings", "Several values, separated by commas, are run one after another.")
+    add_model(group)
+    group.add_argument(
+        "--dtype",
+        type=dtypes,
+        metavar="D",
+        help="float32, bfloat16 or both (default: as in speak)",
+    )
+    some = numbers(int, 1, 100_000)
+    group.add_argument("--batch", type=some, default=[1], metavar="N", help="utterances side by side, e.g. 1,8,32 (1)")
+    group.add_argument("--beams", type=numbers(int, 1, 64), default=[3], metavar="N", help="width of beam search (3)")
+    group.add_argument("--codes", type=some, default=[150], metavar="N", help="codes, 50 a second of speech (150)")
+    group.add_argument(
+        "--voice-seconds", type=numbers(float, 0.2), default=[4.56], metavar="S", help="length of the recording (4.56)"
+    )
+    group.add_argument("--pieces", type=some, default=[30], metavar="N", help="text pieces (30)")
+    group.add_argument("--steps", type=number(int, 1), default=25, metavar="N", help="of the flow (%(default)s)")
+    group.add_argument(
+        "--repeat", type=number(int, 1), default=3, metavar="N", help="runs, of which the median counts (%(default)s)"
+    )
+    group = sub.add_argument_group("figures")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    group.add_argument("--compare", type=Path, metavar="FILE", help="earlier figures: show how much faster it is now")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures (.png; needs matplotlib)")
+    group.add_argument("--force", action="store_true", help="replace output files that exist")
+    add_common(sub)
 
 
 def run(options: argparse.Namespace, reference: Any = None) -> None:
@@ -46,13 +59,11 @@ def run(options: argparse.Namespace, reference: Any = None) -> None:
     from indextts_jax import checkpoint, files
     from indextts_jax.bench import chain, machine, plot, report
     from indextts_jax.config import Config
+    from indextts_jax.model import load
 
-    if options.repeat < 1:
-        raise ValueError(f"repeat is {options.repeat}, but must be at least 1")
-    for path in filter(None, (options.json, options.plot)):
-        check_writable(path)
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'indextts-jax[plot]'")
+    check_plot(options.plot)
+    outputs = {"--json": options.json, "--plot": options.plot}
+    check_outputs(outputs, {"--compare": options.compare}, options.force)
     before = _read_figures(options.compare) if options.compare else None
     dtypes = options.dtype or [checkpoint.default_dtype()]
     chains, stages = [], []
@@ -62,7 +73,7 @@ def run(options: argparse.Namespace, reference: Any = None) -> None:
         measured = machine.measure(dtypes)
         for dtype in dtypes:
             jax.config.update("jax_default_matmul_precision", "highest" if dtype == "float32" else None)
-            model = checkpoint.load(options.model, dtype) if options.model else None
+            model = load(options.model, dtype) if options.model else None
             cfg = model.cfg if model else Config()
             params = model.params if model else chain.parameters(cfg, dtype)
             sizes = options.batch, options.beams, options.codes, options.voice_seconds, options.pieces
@@ -95,11 +106,11 @@ def _without_warnings() -> Iterator[None]:
 
 def _read_figures(path: Path) -> Any:
     try:
-        figures = json.loads(path.read_text("utf-8"))
+        figures = json.loads(read_file("--compare", path))
         if not isinstance(figures["stages"], list):
             raise TypeError("stages is no list")
         return figures
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except Error:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not figures that bench --json keeps ({error})") from None
+        raise Error(f"--compare {path}: not figures that bench --json writes ({error})") from None

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import command
+from indextts_jax.cli.options import add_common, command
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "convert", run, "Convert a model folder in the official layout; PyTorch is not needed.")
-    sub.add_argument(
+    about = "Convert a model folder in the official layout into one that the other commands read, without PyTorch."
+    sub = command(commands, "convert", run, about, "MODEL_DIR OUT [options]")
+    group = sub.add_argument_group("everyday")
+    group.add_argument(
         "model_dir", type=Path, metavar="MODEL_DIR", help="folder with config.yaml, gpt.pth, hf_cache/, ..."
     )
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder to make; must not exist")
-    sub.add_argument("--strict", action="store_true", help="refuse files with unknown tensors")
+    group.add_argument("out", type=Path, metavar="OUT", help="folder to make; it must not exist")
+    group.add_argument("--strict", action="store_true", help="refuse files with unknown tensors")
+    add_common(sub)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,47 +2,55 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_dtype, command
-from indextts_jax.cli.shared import check_writable, configure_jax
+from indextts_jax import interrupts
+from indextts_jax.cli.options import add_common, add_device, add_model, command
+from indextts_jax.cli.shared import check_outputs, configure_jax, load_model, progress_of, read_stdin
+from indextts_jax.errors import Error
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "emotion", run, "Read an emotion off a text or a recording, or make one of weights.")
-    source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("text", nargs="?", help="a text that Qwen reads; - is standard input")
-    source.add_argument("--audio", type=Path, metavar="FILE", help="recording, or an Emotion file to inspect")
-    source.add_argument("--weights", metavar="W", help="happy=0.6,calm=0.2 or all eight")
-    sub.add_argument("--model", type=Path, help="converted model", required=True)
-    sub.add_argument("--output", type=Path, help="Emotion file to write (.safetensors)")
-    sub.add_argument("--json", action="store_true", help="print the weights as JSON")
-    add_dtype(sub)
+    usage = "(TEXT | --audio FILE | --weights W) --model DIR [-o FILE] [options]"
+    about = "Read an emotion off a text or a recording, or give one by weights; show it, and keep it in a file."
+    sub = command(commands, "emotion", run, about, usage)
+    group = sub.add_argument_group("everyday")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("text", nargs="?", metavar="TEXT", help="Qwen reads the weights off it; - is standard input")
+    source.add_argument("--audio", type=Path, metavar="FILE", help="recording, or an Emotion file to look into")
+    source.add_argument("--weights", metavar="W", help="happy=0.6,calm=0.2, or all eight weights")
+    add_model(group, required=True)
+    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="Emotion file to write (.safetensors)")
+    group.add_argument("--force", action="store_true", help="replace the output file if it exists")
+    group.add_argument("--json", action="store_true", help="print the weights as JSON")
+    add_device(group)
+    add_common(sub)
 
 
 def run(options: argparse.Namespace) -> None:
     from indextts_jax import audio, checkpoint, emotion
     from indextts_jax.emotion import Emotion
-    from indextts_jax.voice import feel
 
     if options.output is not None:
         if options.output.suffix != ".safetensors":
-            raise ValueError(f"--output is {options.output}: an Emotion file is written, so let it end in .safetensors")
-        check_writable(options.output)
+            raise Error(f"--output {options.output}: an Emotion file is written, so let its name end in .safetensors")
+        check_outputs({"--output": options.output}, {"--audio": options.audio}, options.force)
     checkpoint.read_description(options.model)
     if options.weights is not None:
         found = Emotion(emotion.parse(options.weights))
     elif options.audio is None:
-        text = sys.stdin.read() if options.text == "-" else options.text
-        found = Emotion(checkpoint.load_reader(options.model, configure_jax(options.dtype)).read(text))
+        text = read_stdin() if options.text == "-" else options.text
+        found = Emotion(checkpoint.load_reader(options.model, configure_jax(options)).read(text))
     elif options.audio.suffix == ".safetensors":
         found = emotion.load(options.audio)
     else:
         recording = audio.load_emotion(options.audio)
-        model = checkpoint.load(options.model, configure_jax(options.dtype))
-        found = Emotion(vector=feel(model.params, model.cfg, recording))
+        with progress_of(options) as progress:
+            model = load_model(options, progress, None)
+            progress("listening", 0, 1)
+            found = model.feel(recording)
+    interrupts.check()
     if options.output is not None:
         emotion.save(options.output, found)
     if found.weights is None:

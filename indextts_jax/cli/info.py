@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import command
+from indextts_jax.cli.options import add_common, command
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "info", run, "Say what a converted model is made of.")
-    sub.add_argument("model", type=Path, metavar="OUT", help="converted model")
+    sub = command(commands, "info", run, "Show what a converted model is made of.", "DIR [options]")
+    group = sub.add_argument_group("everyday")
+    group.add_argument("model", type=Path, metavar="DIR", help="folder that `indextts-jax convert` made")
+    add_common(sub)
 
 
 def run(options: argparse.Namespace) -> None:

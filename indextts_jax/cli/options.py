@@ -1,58 +1,182 @@
-"""Options that several commands share."""
+"""The parser, kinds of values, and options that several commands share."""
 
 import argparse
-from typing import Any
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
 
-def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    """A parser of one command, which `run` does."""
-    sub = commands.add_parser(name, help=text, description=text)
+class Parser(argparse.ArgumentParser):
+    """A parser whose usage errors are three lines, and that shows its help when it is given nothing."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().removeprefix("usage: ").split())
+        self.exit(2, f"usage: {usage}\nindextts-jax: error: {message}\n`{self.prog} --help` lists all options\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not (sys.argv[1:] if args is None else args):
+            self.print_help()
+            self.exit(0 if self.prog == "indextts-jax" else 2)
+        return super().parse_known_args(args, namespace)
+
+
+def command(commands: Any, name: str, run: Callable[..., None], text: str, usage: str) -> argparse.ArgumentParser:
+    """The parser of one command, which `run` does; `usage` shows what it is mostly used with."""
+    sub = commands.add_parser(
+        name, help=text, description=text, prog=f"indextts-jax {name}", usage=f"%(prog)s {usage}", add_help=False
+    )
     sub.set_defaults(command=run)
     return sub
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """What decides how speech is made, apart from text and voice."""
-    parser.add_argument("--beams", type=int, default=3, help="continuations kept while codes are drawn (%(default)s)")
-    parser.add_argument("--no-sample", action="store_true", help="take the best codes at each step instead of sampling")
-    parser.add_argument("--greedy", action="store_true", help="short for --beams 1 --no-sample")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of sampling (%(default)s)")
-    parser.add_argument("--top-k", type=int, default=30, help="sample among the k best codes, 0: all (%(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.8, help="sample among the best of this mass (%(default)s)")
-    parser.add_argument("--repetition-penalty", type=float, default=10.0, help="of codes already drawn (%(default)s)")
-    parser.add_argument(
-        "--length-penalty", type=float, default=0.0, help="beams count by score / length ** this (%(default)s)"
-    )
-    parser.add_argument("--max-codes", type=int, default=1500, help="per segment, 50 a second (%(default)s)")
-    parser.add_argument(
-        "--retries",
-        type=int,
-        default=0,
-        help="draw a segment that meets --max-codes, or has no code, so often again (%(default)s)",
-    )
-    parser.add_argument("--steps", type=int, default=25, help="of the flow (%(default)s)")
-    parser.add_argument("--cfg-rate", type=float, default=0.7, help="strength of the flow's guidance (%(default)s)")
-    parser.add_argument("--silence-ms", type=int, default=200, help="between segments (%(default)s)")
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes; the last group of its help."""
+    group = parser.add_argument_group("help and messages")
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
+    loud = group.add_mutually_exclusive_group()
+    loud.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+    loud.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="of weights and computation (float32 on a CPU, bfloat16 on GPU and TPU)",
-    )
+# ---- kinds of values ------------------------------------------------------------------------------------------------
+# argparse names the option that a value belongs to.
 
 
-def integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """A number between two bounds, both included."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+            good = math.isfinite(value) and low <= value <= high
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {_KINDS[kind]}") from None
+        if not good:
+            bounds = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not {bounds}")
+        return value
+
+    return read
 
 
-def names(text: str) -> list[str]:
+_KINDS = {int: "a whole number", float: "a number"}
+
+
+def numbers(kind: type, low: float, high: float = math.inf) -> Callable[[str], list[Any]]:
+    """Several of them, separated by commas."""
+    one = number(kind, low, high)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def dtypes(text: str) -> list[str]:
+    """float32, bfloat16 or both, separated by commas."""
     found = text.split(",")
     if not set(found) <= {"float32", "bfloat16"}:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not float32, bfloat16 or float32,bfloat16")
     return found
 
 
-def numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+def seed(text: str) -> int:
+    """A seed of 64 bits."""
+    return number(int, 0, 2**64 - 1)(text)
+
+
+# ---- groups that several commands share -----------------------------------------------------------------------------
+
+
+def add_model(group: Any, **more: Any) -> None:
+    group.add_argument("--model", type=Path, metavar="DIR", help="folder that `indextts-jax convert` made", **more)
+
+
+def add_device(parser: Any) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of weights and computation (default: float32 on a CPU, bfloat16 on GPU and TPU)",
+    )
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="where to compute (default: the best there is)")
+
+
+def add_text(group: Any) -> None:
+    group.add_argument(
+        "--language",
+        choices=("zh", "en"),
+        help="whose rules read numbers, dates and the like (default: decided by the characters of the text)",
+    )
+    group.add_argument("--glossary", type=Path, metavar="FILE", help="how terms are read (default: the model's own)")
+    group.add_argument(
+        "--segment-tokens",
+        type=number(int, 1, 10_000),
+        default=120,
+        metavar="N",
+        help="the most text pieces of a segment; longer texts are spoken in several (%(default)s)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How codes are drawn."""
+    group = parser.add_argument_group("sampling", "How codes are drawn: the defaults are the reference's.")
+    group.add_argument("--beams", type=number(int, 1, 64), default=3, metavar="N", help="beams searched (%(default)s)")
+    group.add_argument("--no-sample", action="store_true", help="do not sample: plain beam search")
+    group.add_argument("--greedy", action="store_true", help="the best code at each step: --beams 1 --no-sample")
+    group.add_argument(
+        "--temperature", type=number(float, 1e-3, 100), default=0.8, metavar="X", help="of sampling (%(default)s)"
+    )
+    group.add_argument(
+        "--top-k",
+        type=number(int, 0),
+        default=30,
+        metavar="K",
+        help="sample among the K best codes; 0 is all (%(default)s)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=number(float, 0, 1),
+        default=0.8,
+        metavar="P",
+        help="sample among the best codes that hold this probability together (%(default)s)",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=number(float, 1e-3, 1000),
+        default=10.0,
+        metavar="X",
+        help="on codes that were drawn before (%(default)s)",
+    )
+    group.add_argument(
+        "--length-penalty",
+        type=number(float, -10, 10),
+        default=0.0,
+        metavar="X",
+        help="finished beams are compared by score / length ** X (%(default)s)",
+    )
+    group.add_argument(
+        "--max-codes",
+        type=number(int, 1),
+        default=1500,
+        metavar="N",
+        help="cut a segment off after N codes, 50 a second (%(default)s)",
+    )
+    group.add_argument(
+        "--retries",
+        type=number(int, 0, 100),
+        default=0,
+        metavar="N",
+        help="draw a segment again, up to N times, if it was cut off or is empty (%(default)s)",
+    )
+
+
+def add_rendering(group: Any) -> None:
+    """How codes become sound."""
+    group.add_argument(
+        "--steps", type=number(int, 1, 10_000), default=25, metavar="N", help="Euler steps of the flow (%(default)s)"
+    )
+    group.add_argument(
+        "--cfg-rate",
+        type=number(float, 0, 100),
+        default=0.7,
+        metavar="X",
+        help="strength of the flow's classifier-free guidance; 0: none (%(default)s)",
+    )

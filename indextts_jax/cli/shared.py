@@ -1,27 +1,44 @@
-"""What several commands do: settings from options, JAX, loading, a bar of progress."""
+"""What several commands do: check where they write, set JAX up, load, show progress."""
 
 import argparse
 import contextlib
+import importlib.util
+import logging
 import os
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from indextts_jax import interrupts
+from indextts_jax.errors import Error, NotFound
+
 if TYPE_CHECKING:
     from indextts_jax.audio import Recording
-    from indextts_jax.checkpoint import Model
-    from indextts_jax.pipeline import Options, Progress
+    from indextts_jax.model import Model
+    from indextts_jax.pipeline import Options
     from indextts_jax.text import Analysis
 
+log = logging.getLogger(__name__)
 
-def read_settings(options: argparse.Namespace, batch: int) -> "Options":
+
+def read_settings(options: argparse.Namespace, batch: int, silence_ms: int = 0) -> "Options":
+    """The options of sampling and rendering."""
     from indextts_jax import pipeline
     from indextts_jax.decoding import Sampling
 
+    sample = not (options.greedy or options.no_sample)
+    if options.retries and not sample:
+        raise Error(
+            f"--retries {options.retries} with {'--greedy' if options.greedy else '--no-sample'}: without sampling the "
+            "same codes would come again; leave one of the two out"
+        )
     return pipeline.Options(
         Sampling(
             beams=1 if options.greedy else options.beams,
-            sample=not (options.greedy or options.no_sample),
+            sample=sample,
             top_k=options.top_k,
             top_p=options.top_p,
             temperature=options.temperature,
@@ -32,71 +49,166 @@ def read_settings(options: argparse.Namespace, batch: int) -> "Options":
         retries=options.retries,
         steps=options.steps,
         guidance=options.cfg_rate,
-        silence_ms=options.silence_ms,
+        silence_ms=silence_ms,
         batch=batch,
     )
 
 
-def load(
-    folder: Path,
-    dtype: str | None,
-    recording: "Recording | None",
-    analysis: "Analysis | None" = None,
-    settings: "Options | None" = None,
-) -> "Model":
-    """The model, and meanwhile the programs for listening to the recording and for drawing codes of the text."""
-    from indextts_jax import checkpoint, features, warmup
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None], force: bool) -> None:
+    """See that every output can be written before any work is done; both by the option that names them.
 
-    kind = configure_jax(dtype)
-    seconds = len(recording.samples_16k) / features.SPEECH_RATE if recording else None
-    texts = [len(ids) for ids in analysis.segment_ids] if analysis else []
-    with warmup.ahead(folder, kind, seconds, texts, settings):
-        return checkpoint.load(folder, kind)
+    Raises Error where a folder is missing or closed, where an output is an input or another output, and, without
+    `force`, where it exists already.
+    """
+    taken = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise Error(f"{name} {path}: is a folder; give a file name")
+        if not path.parent.is_dir():
+            raise NotFound(f"{name} {path}: there is no folder {path.parent}; create it first")
+        if not os.access(path.parent, os.W_OK):
+            raise Error(f"{name} {path}: the folder {path.parent} is not writable; choose another one")
+        if other := taken.get(os.path.realpath(path)):
+            raise Error(f"{name} and {other} are the same file, {path}: it would be overwritten; choose another name")
+        taken[os.path.realpath(path)] = name
+        if path.exists() and not force:
+            raise Error(f"{name} {path}: exists already; add --force to replace it, or choose another name")
 
 
-def configure_jax(dtype: str | None) -> str:
-    """The persistent compilation cache, and full products in float32: -> the dtype to use, the device's by default."""
+def check_plot(path: Path | None) -> None:
+    """Pictures need matplotlib."""
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise Error(f"--plot {path}: a PNG file is written, so let its name end in .png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise Error("--plot needs matplotlib: pip install 'indextts-jax[plot]'")
+
+
+def read_file(option: str, path: Path) -> str:
+    """A text file in UTF-8. Raises NotFound and Error, naming the option."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise NotFound(f"{option} {path}: no such file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise Error(
+            f"{option} {path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise Error(f"{option} {path}: cannot be read ({error.strerror})") from None
+
+
+def read_stdin() -> str:
+    """The text on standard input. Raises Error for what is not UTF-8."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise Error(f"standard input: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def configure_jax(options: argparse.Namespace) -> str:
+    """Choose the device, and keep compiled programs: -> the dtype to use."""
     import jax
 
     from indextts_jax import checkpoint
 
+    if options.device:
+        # JAX calls its GPUs by their maker's platform; a CPU is always there to hold what is read from files.
+        jax.config.update("jax_platforms", {"gpu": "cuda,cpu", "tpu": "tpu,cpu", "cpu": "cpu"}[options.device])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = os.environ.get("INDEXTTS_CACHE") or str(Path(base) / "indextts-jax" / "compilation")
     with contextlib.suppress(OSError):  # without a place to keep them, programs are compiled anew each time
         Path(cache).mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    dtype = dtype or checkpoint.default_dtype()
-    if dtype == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        device = jax.devices()[0]
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:150]
+        raise Error(f"--device {options.device}: JAX finds none ({reason}); see the README on installing") from None
+    dtype = options.dtype or checkpoint.default_dtype()
+    log.info("computing in %s on %s", dtype, device.device_kind)
     return dtype
 
 
-def check_writable(path: Path) -> None:
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"{path.parent}: no such folder, so {path.name} cannot be written there; create it first"
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent}: not writable; choose another folder for {path.name}")
+def load_model(
+    options: argparse.Namespace,
+    progress: "Progress",
+    recording: "Recording | None",
+    analysis: "Analysis | None" = None,
+    settings: "Options | None" = None,
+) -> "Model":
+    """The model, and meanwhile the programs for listening to the recording and for drawing codes of the text."""
+    from indextts_jax import features, warmup
+    from indextts_jax.model import load
+
+    dtype = configure_jax(options)
+    seconds = len(recording.samples_16k) / features.SPEECH_RATE if recording else None
+    texts = [len(ids) for ids in analysis.segment_ids] if analysis else []
+    with warmup.ahead(options.model, dtype, seconds, texts, settings):
+        return load(options.model, dtype, progress=progress)
+
+
+class Progress:
+    """What is being done: a bar on a terminal; elsewhere, with --verbose, a line when it changes and every ten seconds.
+
+    Called between steps with the stage that begins, the steps done and the steps in all; raises Interrupted there when
+    a signal came.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._bar, self._lines = None, options.verbose and not sys.stderr.isatty()
+        self._text, self._said, self._begin = "", 0.0, time.monotonic()
+        self._over = threading.Event()
+        if sys.stderr.isatty() and not options.quiet:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=1, leave=False, bar_format="{desc:32} {bar} {n_fmt}/{total_fmt} [{elapsed}]")
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+        if self._bar is not None or self._lines:
+            self._thread.start()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        interrupts.check()
+        changed = not self._text.startswith(stage)
+        self._text = f"{stage}: {done} of {total}"
+        if self._bar is not None:
+            self._bar.total, self._bar.n = max(total, 1), done
+            self._bar.set_description_str(stage)
+        elif self._lines and changed:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        log.info("%s, after %.0f s", self._text, self._said - self._begin)
+
+    def _tick(self) -> None:
+        """The clock of the bar goes on while a step takes long."""
+        while not self._over.wait(1.0):
+            if self._bar is not None:
+                self._bar.refresh()
+            elif self._text and time.monotonic() - self._said >= 10:
+                self._say()
+
+    def close(self) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._bar is not None:
+            self._bar.close()
 
 
 @contextlib.contextmanager
-def progress_bar() -> "Iterator[Progress]":
-    """A bar on a terminal that counts the steps of all segments; silent in a pipe."""
-    from tqdm import tqdm
+def progress_of(options: argparse.Namespace) -> Iterator[Progress]:
+    """Progress while the block runs; messages are written above the bar."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    with (
-        tqdm(total=1, disable=None, leave=False, bar_format="{desc} {bar} {n}/{total} [{elapsed}]") as bar,
-        logging_redirect_tqdm(),
-    ):
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.total = 1 + total
-            bar.n = done + (stage != "listen")
-            bar.set_description(f"{stage:8}")
-
-        yield show
+    progress = Progress(options)
+    try:
+        with logging_redirect_tqdm():
+            yield progress
+    finally:
+        progress.close()

@@ -2,123 +2,186 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indextts_jax.cli.options import add_dtype, add_settings, command
-from indextts_jax.cli.shared import check_writable, configure_jax, load, progress_bar, read_settings
+from indextts_jax import interrupts
+from indextts_jax.cli.options import (
+    add_common,
+    add_device,
+    add_model,
+    add_rendering,
+    add_sampling,
+    add_text,
+    command,
+    number,
+    seed,
+)
+from indextts_jax.cli.shared import (
+    Progress,
+    check_outputs,
+    check_plot,
+    configure_jax,
+    load_model,
+    progress_of,
+    read_file,
+    read_settings,
+    read_stdin,
+)
+from indextts_jax.errors import Error, NotFound
 
 if TYPE_CHECKING:
     from indextts_jax.audio import Recording
-    from indextts_jax.checkpoint import Model
+    from indextts_jax.model import Model
     from indextts_jax.pipeline import Audio, Given, Options
     from indextts_jax.text import Analysis
-    from indextts_jax.voice import Voice
 
-log = logging.getLogger("indextts_jax")
+log = logging.getLogger(__name__)
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "speak", run, "Speak a text in the voice of a recording.")
-    model = sub.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", type=Path, help="converted model")
-    model.add_argument(
-        "--random-init",
+    usage = "--model DIR --voice FILE (--text TEXT | --text-file FILE) -o FILE [options]"
+    sub = command(commands, "speak", run, "Speak a text in the voice of a recording.", usage)
+    group = sub.add_argument_group("everyday")
+    model = group.add_mutually_exclusive_group(required=True)
+    add_model(model)
+    model.add_argument("--random-init", type=Path, metavar="CONFIG", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--voice",
         type=Path,
-        metavar="CONFIG",
-        help="random weights of config.yaml's sizes: noise, for benchmarks",
+        required=True,
+        metavar="FILE",
+        help="recording of the speaker, of which 15 s are heard, or a Voice file (.safetensors)",
     )
-    sub.add_argument(
-        "--voice", type=Path, required=True, help="recording of the speaker, or a Voice file (.safetensors)"
+    group.add_argument(
+        "--voice-start",
+        type=number(float, 0),
+        default=0.0,
+        metavar="SECONDS",
+        help="where in a long recording to begin to listen (%(default)s)",
     )
-    felt = sub.add_mutually_exclusive_group()
+    text = group.add_mutually_exclusive_group()
+    text.add_argument("--text", metavar="TEXT", help="what to say (default: standard input)")
+    text.add_argument("--text-file", type=Path, metavar="FILE", help="file that holds what to say, in UTF-8")
+    group.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="WAV file to write: 22.05 kHz, mono, 16 bit"
+    )
+    group.add_argument("--force", action="store_true", help="replace output files that exist")
+    group.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
+    )
+    group.add_argument(
+        "--silence-ms",
+        type=number(int, 0, 60_000),
+        default=200,
+        metavar="MS",
+        help="silence between segments (%(default)s)",
+    )
+    add_text(group)
+    add_device(group)
+
+    group = sub.add_argument_group("emotion", "Without one of these, the emotion is that of the voice's recording.")
+    felt = group.add_mutually_exclusive_group()
     felt.add_argument(
         "--emotion",
         metavar="W",
-        help="happy=0.6,calm=0.2, or eight weights of 0 to 1.2 in the order "
-        "happy, angry, sad, afraid, disgusted, melancholic, surprised, calm",
+        help="weights: happy=0.6,calm=0.2 or all eight, each 0 to 1.2, in the order happy, angry, sad, afraid, "
+        "disgusted, melancholic, surprised, calm",
     )
-    felt.add_argument("--emotion-audio", type=Path, metavar="FILE", help="recording of it, or an Emotion file")
-    felt.add_argument("--emotion-text", metavar="TEXT", help="a text that says it; Qwen reads it")
-    felt.add_argument("--emotion-from-text", action="store_true", help="let Qwen read it off the spoken text")
-    sub.add_argument("--emotion-alpha", type=float, metavar="A", help="how much of it, 0 to 1 (1)")
-    sub.add_argument(
+    felt.add_argument("--emotion-audio", type=Path, metavar="FILE", help="recording that shows it, or an Emotion file")
+    felt.add_argument("--emotion-text", metavar="TEXT", help="text that expresses it; Qwen reads the weights off it")
+    felt.add_argument("--emotion-from-text", action="store_true", help="let Qwen read it off the text that is spoken")
+    group.add_argument("--emotion-alpha", type=number(float, 0, 1), metavar="X", help="its strength, 0 to 1 (1)")
+    group.add_argument(
         "--emotion-random",
         action="store_true",
-        help="weights: take other speakers' vectors, by --seed, not those most like the voice",
+        help="weights: use vectors of speakers drawn by --seed, not of those most similar to the voice",
     )
-    sub.add_argument(
-        "--emotion-normalize", action="store_true", help="weights: the reference's bias, and a sum of 0.8 at most"
+    group.add_argument(
+        "--emotion-normalize",
+        action="store_true",
+        help="weights: correct them as the reference's web page does; they then sum to 0.8 at most",
     )
-    text = sub.add_mutually_exclusive_group()
-    text.add_argument("--text", help="what to say (default: standard input)")
-    text.add_argument("--text-file", type=Path, help="file with what to say, UTF-8")
-    sub.add_argument("--output", type=Path, required=True, help="WAV file to write: 22.05 kHz, mono, 16 bit")
-    sub.add_argument("--save", type=Path, metavar="FILE", help="also write codes and mel of every segment (.npz)")
-    sub.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also draw the mel of every segment (.png, needs matplotlib)"
+    add_sampling(sub)
+    group = sub.add_argument_group("rendering and research")
+    add_rendering(group)
+    group.add_argument(
+        "--batch", type=number(int, 1, 1024), default=8, metavar="N", help="segments spoken side by side (%(default)s)"
     )
-    sub.add_argument(
-        "--flow-noise", type=Path, metavar="FILE", help=".npz with seg0, seg1, ... [1, mels, frames] to start from"
+    group.add_argument("--save", type=Path, metavar="FILE", help="also write codes and mel of every segment (.npz)")
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw the mel of every segment (.png; needs matplotlib)"
     )
-    sub.add_argument("--seed", type=int, default=0, help="of sampling and noise (%(default)s)")
-    add_settings(sub)
-    sub.add_argument("--batch", type=int, default=8, help="segments spoken side by side (%(default)s)")
-    sub.add_argument(
-        "--segment-tokens", type=int, default=120, metavar="N", help="text pieces per segment (%(default)s)"
+    group.add_argument(
+        "--flow-noise",
+        type=Path,
+        metavar="FILE",
+        help="noise where the flow begins: .npz with seg0, seg1, ... of shape [1, mels, frames]",
     )
-    add_dtype(sub)
+    add_common(sub)
 
 
 def run(options: argparse.Namespace) -> None:
     import jax
-    import numpy as np
 
     from indextts_jax import audio, pipeline
     from indextts_jax.emotion import Emotion
     from indextts_jax.timing import Stopwatch
-    from indextts_jax.voice import feel, listen, load_voice
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
-    settings = read_settings(options, options.batch)
+    settings = read_settings(options, options.batch, options.silence_ms)
     if options.output.suffix.lower() != ".wav":
-        raise ValueError(f"--output is {options.output}: a WAV file is written, so let it end in .wav")
-    for path in filter(None, (options.output, options.save, options.plot)):
-        check_writable(path)
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'indextts-jax[plot]'")
+        raise Error(f"--output {options.output}: a WAV file is written, so let its name end in .wav")
+    inputs = {f"--{name}": getattr(options, name.replace("-", "_")) for name in INPUTS}
+    check_plot(options.plot)
+    outputs = {"--output": options.output, "--save": options.save, "--plot": options.plot}
+    check_outputs(outputs, inputs, options.force)
     text = _read_text(options)
-    recording = None if options.voice.suffix == ".safetensors" else audio.load_speaker(options.voice)
+    recording = None
+    if options.voice.suffix != ".safetensors":
+        recording = audio.load_speaker(options.voice, options.voice_start)
     noise = _read_noise(options.flow_noise) if options.flow_noise else None
     felt = _read_emotion(options, text)
-    model, analysis = _model_and_text(options, text, recording, settings)
-    given = _given_noise(noise, len(analysis.segments)) if noise is not None else None
 
-    with Stopwatch() as watch, progress_bar() as progress:
-        if recording is None:
-            voice: Voice = load_voice(options.voice, model.cfg)
-        else:
-            progress("listen", 0, 1)
-            voice = listen(model.params, model.cfg, recording)
-        if isinstance(felt, np.ndarray):
-            felt = Emotion(vector=feel(model.params, model.cfg, felt), alpha=_alpha(options))
-        key = jax.random.key(options.seed)
+    with Stopwatch() as watch, progress_of(options) as progress:
+        model, analysis = _model_and_text(options, text, recording, settings, progress)
+        given = _given_noise(noise, len(analysis.segments)) if noise is not None else None
+        read = watch.seconds
+        progress("listening", 0, 1)
+        voice = model.listen(options.voice if recording is None else recording)
+        if felt is not None and not isinstance(felt, Emotion):
+            felt = model.feel(felt, 1.0 if options.emotion_alpha is None else options.emotion_alpha)
         [speech] = pipeline.speak(
-            model.params, model.cfg, [analysis], [voice], [key], settings, [felt], given, progress
+            model.params,
+            model.cfg,
+            [analysis],
+            [voice],
+            [jax.random.key(options.seed)],
+            settings,
+            [felt],
+            given,
+            progress,
         )
-    audio.write_wav(options.output, audio.to_int16(speech.samples), speech.rate)
+    interrupts.check()
     if options.save:
         _save(options.save, speech)
     if options.plot:
         _plot(options.plot, speech, options.output.name)
-    seconds, taken = len(speech.samples) / speech.rate, watch.seconds - watch.compiling
+    speech.save(options.output)  # last: where it is, all is
+    if options.quiet:
+        return
+    seconds, taken = len(speech.samples) / speech.rate, watch.seconds - read
+    making = min(watch.preparing, taken)
     print(
-        f"{options.output}: {seconds:.2f} s of audio in {taken:.2f} s (real-time factor {taken / seconds:.2f}), "
-        f"{watch.compiling:.1f} s of compilation apart"
+        f"{options.output}: {seconds:.2f} s of audio in {taken - making:.2f} s (real-time factor "
+        f"{(taken - making) / seconds:.2f}); before, {read:.1f} s for reading weights and {making:.1f} s for programs "
+        f"(tracing {watch.tracing:.1f}, loading {watch.loading:.1f}, compiling {watch.compiling:.1f})"
     )
+
+
+INPUTS = ("voice", "text-file", "emotion-audio", "flow-noise", "glossary", "random-init")
 
 
 def _read_emotion(options: argparse.Namespace, text: str) -> Any:
@@ -126,22 +189,24 @@ def _read_emotion(options: argparse.Namespace, text: str) -> Any:
     from indextts_jax import audio, checkpoint, emotion
     from indextts_jax.emotion import Emotion
 
-    alpha = _alpha(options)
+    alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
     changes = [name for name in ("random", "normalize") if getattr(options, f"emotion_{name}")]
     felt, path = None, options.emotion_audio
     if options.emotion is not None:
         felt = Emotion(emotion.parse(options.emotion), alpha=alpha)
     elif options.emotion_text is not None or options.emotion_from_text:
         if options.model is None:
-            raise ValueError("--emotion-text and --emotion-from-text need a converted model, not random weights")
-        reader = checkpoint.load_reader(options.model, configure_jax(options.dtype))
+            raise Error("--emotion-text and --emotion-from-text need --model: there are no random weights of Qwen")
+        reader = checkpoint.load_reader(options.model, configure_jax(options))
         felt = Emotion(reader.read(text if options.emotion_text is None else options.emotion_text), alpha=alpha)
     elif path is not None and path.suffix == ".safetensors":
-        felt = emotion.load(path)
+        felt = emotion.load(path)  # which keeps its own strength unless another one is asked for
         felt = felt if options.emotion_alpha is None else dataclasses.replace(felt, alpha=alpha)
+    elif options.emotion_alpha is not None and path is None:
+        raise Error("--emotion-alpha is the strength of an emotion, but none is given: add --emotion")
     if changes and (felt is None or felt.weights is None):
         missing = "none is given: add --emotion" if felt is None and path is None else "a recording has no weights"
-        raise ValueError(f"--emotion-{changes[0]} changes the weights of an emotion, but {missing}")
+        raise Error(f"--emotion-{changes[0]} changes the weights of an emotion, but {missing}")
     if felt is None:
         return None if path is None else audio.load_emotion(path)
     if options.emotion_normalize and felt.weights is not None:
@@ -149,62 +214,68 @@ def _read_emotion(options: argparse.Namespace, text: str) -> Any:
     return dataclasses.replace(felt, seed=options.seed) if options.emotion_random else felt
 
 
-def _alpha(options: argparse.Namespace) -> float:
-    alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha  # None: a file keeps its own
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"--emotion-alpha is {alpha}, but must lie between 0 and 1")
-    return alpha
-
-
 def _model_and_text(
-    options: argparse.Namespace, text: str, recording: "Recording | None", settings: "Options"
+    options: argparse.Namespace, text: str, recording: "Recording | None", settings: "Options", progress: Progress
 ) -> "tuple[Model, Analysis]":
     """The model and the analysed text; the text first, since it fails sooner."""
-    import jax
+    from indextts_jax import checkpoint
 
-    from indextts_jax import checkpoint, config, models
+    if options.random_init:
+        return _random(options, text)
+    analysis = analyse(options, text)
+    cfg, _ = checkpoint.read_description(options.model)
+    longest = max(map(len, analysis.segment_ids))
+    if longest > cfg.gpt.most_texts:
+        raise Error(
+            f"--segment-tokens {options.segment_tokens}: a segment has {longest} text pieces, but the model takes "
+            f"{cfg.gpt.most_texts}; use a smaller number"
+        )
+    return load_model(options, progress, recording, analysis, settings), analysis
 
-    if options.model:
-        analysis = checkpoint.load_text(options.model).analyse(text, options.segment_tokens)
-        return load(options.model, options.dtype, recording, analysis, settings), analysis
+
+def analyse(options: argparse.Namespace, text: str) -> "Analysis":
+    """The text as the model's front end reads it."""
+    from indextts_jax import checkpoint
+    from indextts_jax.text import load_glossary
+
+    front = checkpoint.load_text(options.model)
+    if options.glossary:
+        front = dataclasses.replace(front, glossary=load_glossary(options.glossary))
+    return front.analyse(text, options.segment_tokens, language=options.language)
+
+
+def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
+    """Random weights of the sizes in a config.yaml, for those who look at speed alone."""
+    from indextts_jax import config, models
+    from indextts_jax.model import Model
+    from indextts_jax.text import Analysis, TextFrontEnd, split
+
     cfg = config.from_yaml(config.read_yaml(options.random_init))
-    dtype = configure_jax(options.dtype)
+    dtype = configure_jax(options)
     log.warning("random weights: the output is noise")
-    keys = dict(
-        zip(models.COMPONENTS, jax.random.split(jax.random.key(options.seed), len(models.COMPONENTS)), strict=True)
-    )
-    params = {name: models.random(name, getattr(cfg, name), key, dtype) for name, key in keys.items()}
+    params = {name: models.random(name, getattr(cfg, name), i, dtype) for i, name in enumerate(models.COMPONENTS)}
     vocabulary = options.random_init.parent / "bpe.model"
-    front = checkpoint.TextFrontEnd.load(vocabulary) if vocabulary.is_file() else None
-    analysis = (
-        front.analyse(text, options.segment_tokens) if front else _bytes_as_text(text, cfg, options.segment_tokens)
-    )
-    return checkpoint.Model(params, cfg, front), analysis  # type: ignore[arg-type]
-
-
-def _bytes_as_text(text: str, cfg: Any, budget: int) -> "Analysis":
-    """A stand-in where there are weights but no vocabulary: every byte is an id."""
-    from indextts_jax.text import Analysis, split
-
-    ids = [2 + byte % (cfg.gpt.texts - 3) for byte in text.strip().encode()]
-    if not ids:
-        raise ValueError("the text is empty: give at least one letter")
-    pieces = [chr(i) for i in ids]
-    segments = split(pieces, budget)
-    return Analysis(text, pieces, ids, segments, [[ord(piece) for piece in segment] for segment in segments], [])
+    if vocabulary.is_file():
+        front = TextFrontEnd.load(vocabulary)
+        return Model(params, cfg, front), front.analyse(text, options.segment_tokens, language=options.language)
+    # Without a vocabulary, every byte is an id.
+    pieces = [chr(2 + byte % (cfg.gpt.texts - 3)) for byte in text.strip().encode()]
+    if not pieces:
+        raise Error("the text is empty: give at least one letter")
+    segments = split(pieces, options.segment_tokens)
+    ids = [[ord(piece) for piece in segment] for segment in segments]
+    analysis = Analysis(text, pieces, [i for part in ids for i in part], segments, ids, [])
+    return Model(params, cfg, None), analysis  # type: ignore[arg-type]
 
 
 def _read_text(options: argparse.Namespace) -> str:
     if options.text is not None:
         return options.text
-    if options.text_file is None:
-        if sys.stdin.isatty():
-            raise ValueError("no text: give --text, --text-file or standard input")
-        return sys.stdin.read()
-    try:
-        return options.text_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{options.text_file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if options.text_file is not None:
+        return read_file("--text-file", options.text_file)
+    if sys.stdin.isatty():
+        raise Error("no text: give --text or --text-file, or write it to standard input")
+    return read_stdin()
 
 
 def _read_noise(path: Path) -> list[Any]:
@@ -213,16 +284,16 @@ def _read_noise(path: Path) -> list[Any]:
     import numpy as np
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; --flow-noise takes an .npz")
+        raise NotFound(f"--flow-noise {path}: no such file; check the path")
     try:
         with np.load(path) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path}: not an .npz file ({error})") from None
+        raise Error(f"--flow-noise {path}: not an .npz file ({error})") from None
     rows = [found[f"seg{i}"] for i in range(len(found)) if f"seg{i}" in found]
     if not rows or len(rows) != len(found) or any(row.ndim != 3 or len(row) != 1 for row in rows):
         shapes = {name: array.shape for name, array in found.items()}
-        raise ValueError(f"{path}: expected seg0, seg1, ... of shape [1, mels, frames], found {shapes}")
+        raise Error(f"--flow-noise {path}: expected seg0, seg1, ... of shape [1, mels, frames], found {shapes}")
     return rows
 
 
@@ -230,7 +301,7 @@ def _given_noise(rows: list[Any], segments: int) -> "list[list[Given]]":
     from indextts_jax.pipeline import Given
 
     if len(rows) != segments:
-        raise ValueError(f"--flow-noise holds noise for {len(rows)} segments, but the text has {segments}")
+        raise Error(f"--flow-noise holds noise for {len(rows)} segments, but the text has {segments}")
     return [[Given(noise=row[0].T) for row in rows]]
 
 

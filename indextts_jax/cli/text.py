@@ -2,26 +2,27 @@
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import command
+from indextts_jax.cli.options import add_common, add_model, add_text, command
+from indextts_jax.cli.shared import read_stdin
+from indextts_jax.cli.speak import analyse
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "text", run, "Show what the text front end makes of a text.")
-    sub.add_argument("text", help="the text; - reads it from standard input")
-    sub.add_argument("--model", type=Path, help="converted model", required=True)
-    sub.add_argument("--json", action="store_true", help="print normalized, pieces, ids and segments as JSON")
-    sub.add_argument("--segment-tokens", type=int, default=120, metavar="N", help="pieces per segment (%(default)s)")
+    usage = "TEXT --model DIR [options]"
+    about = "Show what the text front end makes of a text: how it is read, its pieces and its segments."
+    sub = command(commands, "text", run, about, usage)
+    group = sub.add_argument_group("everyday")
+    group.add_argument("text", metavar="TEXT", help="the text; - is standard input")
+    add_model(group, required=True)
+    group.add_argument("--json", action="store_true", help="print normalized, pieces, ids and segments as JSON")
+    add_text(group)
+    add_common(sub)
 
 
 def run(options: argparse.Namespace) -> None:
-    from indextts_jax.checkpoint import load_text
-
-    text = sys.stdin.read() if options.text == "-" else options.text
-    analysis = load_text(options.model).analyse(text, options.segment_tokens)
+    analysis = analyse(options, read_stdin() if options.text == "-" else options.text)
     if options.json:
         fields = {name: getattr(analysis, name) for name in ("normalized", "pieces", "ids", "segments")}
         print(json.dumps(fields, ensure_ascii=False))

@@ -4,34 +4,56 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_dtype, command
-from indextts_jax.cli.shared import check_writable, load
+from indextts_jax import interrupts
+from indextts_jax.cli.options import add_common, add_device, add_model, command, number
+from indextts_jax.cli.shared import check_outputs, load_model, progress_of
+from indextts_jax.errors import Error
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "voice", run, "Make a Voice file of a recording, or say what is in one.")
-    sub.add_argument("source", type=Path, metavar="FILE", help="recording, or a Voice file (.safetensors) to inspect")
-    sub.add_argument("--model", type=Path, help="converted model", required=True)
-    sub.add_argument("--output", type=Path, help="Voice file to write (.safetensors)")
-    add_dtype(sub)
+    usage = "RECORDING --model DIR -o FILE [options]"
+    sub = command(commands, "voice", run, "Make a Voice file of a recording, or show what is in one.", usage)
+    group = sub.add_argument_group("everyday")
+    group.add_argument(
+        "source", type=Path, metavar="RECORDING", help="recording, or a Voice file (.safetensors) to look into"
+    )
+    add_model(group, required=True)
+    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="Voice file to write (.safetensors)")
+    group.add_argument("--force", action="store_true", help="replace the output file if it exists")
+    group.add_argument(
+        "--start",
+        type=number(float, 0),
+        default=0.0,
+        metavar="SECONDS",
+        help="where in a long recording to begin to listen (%(default)s)",
+    )
+    add_device(group)
+    add_common(sub)
 
 
 def run(options: argparse.Namespace) -> None:
     from indextts_jax import audio, checkpoint
-    from indextts_jax.voice import listen, load_voice, save_voice
+    from indextts_jax.voice import load_voice, save_voice
 
     if options.source.suffix == ".safetensors":
+        if options.output is not None:
+            raise Error(f"{options.source}: is a Voice file already; leave --output out to look into it")
         cfg, _ = checkpoint.read_description(options.model)
         voice = load_voice(options.source, cfg)
     else:
-        if options.output is None or options.output.suffix != ".safetensors":
-            raise ValueError(f"--output is {options.output}: give the Voice file to write, ending in .safetensors")
-        check_writable(options.output)
-        recording = audio.load_speaker(options.source)
-        model = load(options.model, options.dtype, recording)
-        voice = listen(model.params, model.cfg, recording)
-        cfg = model.cfg
+        if options.output is None:
+            raise Error("--output is missing: name the Voice file to write, ending in .safetensors")
+        if options.output.suffix != ".safetensors":
+            raise Error(f"--output {options.output}: a Voice file is written, so let its name end in .safetensors")
+        check_outputs({"--output": options.output}, {"the recording": options.source}, options.force)
+        recording = audio.load_speaker(options.source, options.start)
+        with progress_of(options) as progress:
+            model = load_model(options, progress, recording)
+            progress("listening", 0, 1)
+            voice, cfg = model.listen(recording), model.cfg
+        interrupts.check()
         save_voice(options.output, voice)
-    seconds = len(voice.mel) * cfg.mel.hop / cfg.mel.rate
-    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in voice._asdict().items())
-    print(f"{options.output or options.source}: a voice of {seconds:.2f} s; {shapes}")
+    if not options.quiet:
+        seconds = len(voice.mel) * cfg.mel.hop / cfg.mel.rate
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in voice._asdict().items())
+        print(f"{options.output or options.source}: a voice of {seconds:.2f} s; {shapes}")

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 # In the order of the data; each is a file here, a field of Config and a checkpoint of a converted model.
 COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "prototypes", "gpt", "s2mel", "bigvgan")
@@ -20,23 +20,25 @@ def init(component: str, cfg: Any, key: jax.Array) -> Any:
     return importlib.import_module(f"indextts_jax.models.{component}").init(cfg, key)
 
 
-def random(component: str, cfg: Any, key: jax.Array, dtype: Any) -> Any:
+def random(component: str, cfg: Any, seed: int, dtype: Any) -> Any:
     """Random parameters of the shapes and roughly the scales of `init`, made leaf by leaf in `dtype`.
 
-    For benchmarks: compiling `init` for a deep network takes longer than running it.
+    For benchmarks: they are drawn by numpy, since compiling `init` for a deep network takes longer than running it.
     """
+    rng = np.random.default_rng(seed)
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(component, cfg))
     made = []
-    for i, (path, leaf) in enumerate(leaves):
+    for path, leaf in leaves:
         name = str(path[-1].key)
         if name in ("scale", "gamma", "variance"):
-            made.append(jnp.ones(leaf.shape, dtype))
+            values = np.ones(leaf.shape, np.float32)
         elif name in ("bias", "alpha", "beta", "mean"):
-            made.append(jnp.zeros(leaf.shape, dtype))
+            values = np.zeros(leaf.shape, np.float32)
         else:
             inputs = leaf.shape[1:] if name == "weight" else leaf.shape[:-1]
-            width = math.prod(inputs) ** -0.5
-            made.append((jax.random.normal(jax.random.fold_in(key, i), leaf.shape) * width).astype(dtype))
+            values = rng.standard_normal(leaf.shape, np.float32)
+            values *= math.prod(inputs) ** -0.5
+        made.append(jax.device_put(values.astype(dtype, copy=False)))
     return jax.tree.unflatten(tree, made)
 
 
