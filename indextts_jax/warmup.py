@@ -253,6 +253,7 @@ def _flow(
         packed.append(_placed(both) if place else both)
     arguments = (
         params["s2mel"], own, struct((batch, frames, own.mels)), *packed,
-        struct((batch, own.style), dtype), lengths, lengths, options.steps, options.guidance, False,
+        struct((batch, own.style), dtype), lengths, lengths, struct((batch,)), options.steps, False,
+        options.guidance != 0,
     )  # fmt: skip
     yield Program("flow", f"{batch} rows, {T} frames of which {frames} are spoken", arguments, {})

@@ -350,8 +350,9 @@ def variants() -> Iterator[tuple[str, Call]]:
         yield "decoding.advance", Call(decoding.advance, arguments, {})
     cfg, integers = small.S2MEL, struct((2,), np.int32)
     mel, content = struct((2, 12, cfg.mels)), struct((2, 12, cfg.content))
-    arguments = parameters("s2mel", cfg), cfg, mel, mel, content, struct((2, cfg.style)), integers, integers
-    for keywords in ({"guidance": 0.0}, {"every": True}):
+    style, guidance = struct((2, cfg.style)), struct((2,))
+    arguments = parameters("s2mel", cfg), cfg, mel, mel, content, style, integers, integers, guidance
+    for keywords in ({"guided": False}, {"every": True}):
         yield "s2mel.solve", Call(s2mel.solve, arguments, keywords)
 
 
@@ -473,7 +474,8 @@ def test_float32_products_beside_bfloat16_are_exact(stage):
 def test_products_of_gradients_are_exact():
     def loss(params, x, mel, content):
         n = jnp.array([12, 12])
-        velocity = s2mel.solve(params["s2mel"], small.S2MEL, x, x, content, content[:, 0, : small.S2MEL.style], n, n)
+        style, guidance = content[:, 0, : small.S2MEL.style], jnp.ones(2)
+        velocity = s2mel.solve(params["s2mel"], small.S2MEL, x, x, content, style, n, n, guidance)
         return velocity.sum() + bigvgan.vocode(params["bigvgan"], small.BIGVGAN, mel, n).sum()
 
     def parameters(component: str, cfg: Any) -> Any:
