@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from indextts_jax import buckets
+from indextts_jax import buckets, seeds
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, LayerCache, Prefix
 from indextts_jax.models.layers import valid
@@ -187,7 +187,7 @@ def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, lim
     B, K, _ = logits.shape
     rows = jnp.arange(B)
     active = ~state.done
-    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.keys), state.counts)
+    keys = jax.vmap(jax.random.fold_in)(seeds.wrap(state.keys), state.counts)
     counts = state.counts + 1
     # Powers of the length as the reference's: the length counts the stop.
     norm = jnp.power(counts.astype(jnp.float32), jnp.asarray(sampling.length_penalty, jnp.float32))
@@ -249,7 +249,7 @@ def empty(cfg: GPTConfig, rows: int, beams: int, capacity: int, dtype: jnp.dtype
         caches, jnp.zeros((B, K, S), bool), counts, counts, counts == 0, jnp.zeros((B, K, cfg.codes), bool), part,
         Trace(whole + cfg.stop_code, whole, whole.astype(jnp.float32)),
         Hypotheses(part, part.astype(jnp.int32) - 1, part.astype(jnp.int32)),
-        jnp.zeros((B, jax.random.key_data(jax.random.key(0)).size), jnp.uint32),
+        jnp.zeros((B, seeds.WORDS), jnp.uint32),
     )  # fmt: skip
 
 
@@ -333,7 +333,7 @@ def generate(
     params: dict,
     cfg: GPTConfig,
     prefix: Prefix,
-    keys: Sequence[Array],
+    keys: Sequence[int | Array],
     sampling: Sampling,
     max_codes: int = 1500,
     batch: int | None = None,
@@ -341,13 +341,15 @@ def generate(
 ) -> Codes:
     """Draw codes for every row of a prefix until it stops or has `max_codes`, the stop code counted.
 
-    prefix: of N rows (more are ignored); keys: N typed PRNG keys; a row's codes depend on its own key alone. `batch`
+    prefix: of N rows (more are ignored); keys: N integer seeds or typed keys, as in `seeds.key`; a row's codes depend
+    on its own key alone. `batch`
     rows are decoded at once (default: all), and when one has finished the next takes its place. `max_codes` is cut to
     the positions that the model has. A row that this limit cuts, or that stops at once, is drawn again up to `retries`
     times, each time with another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
     """
     if max_codes < 1:
         raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
+    keys = [seeds.key(key) for key in keys]
     N = len(keys)
     K, B = sampling.beams, buckets.bucket(min(batch or N, N), buckets.BATCH)
     most = (cfg.codes - 2) // 2
@@ -402,8 +404,8 @@ def generate(
 
 
 def _key(key: Array, attempt: int) -> np.ndarray:
-    """The data of an item's key: its own at first, another one for each time it is drawn again."""
-    return np.asarray(jax.random.key_data(jax.random.fold_in(key, attempt) if attempt else key))
+    """The data of an item's key: its own at first, another one for each time it is drawn again; see `seeds`."""
+    return np.asarray(seeds.data(jax.random.fold_in(key, seeds.ATTEMPT + attempt) if attempt else key))
 
 
 def _best(trace: Trace, hypotheses: Hypotheses) -> tuple[np.ndarray, float]:

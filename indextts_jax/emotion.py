@@ -14,13 +14,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from indextts_jax import files
+from indextts_jax import files, seeds
 from indextts_jax.errors import Error, NotFound
 from indextts_jax.models import prototypes
 from indextts_jax.models.prototypes import PrototypesConfig
@@ -112,7 +111,7 @@ def resolve(params: Any, cfg: PrototypesConfig, emotion: Emotion | None, own: An
     if emotion.seed is None:
         rows = prototypes.similar(params, cfg, jnp.asarray(style)[None])
     else:
-        rows = prototypes.drawn(jax.random.key(emotion.seed), cfg)[None]
+        rows = prototypes.drawn(seeds.key(emotion.seed), cfg)[None]
     return np.asarray(prototypes.mixture(params, weights[None], rows, jnp.asarray(own)[None])[0])
 
 

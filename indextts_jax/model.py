@@ -95,8 +95,7 @@ class Model:
 
         analysed = [self.text.analyse(one) for one in texts]
         felt = [_felt(one) for one in each(emotion)]
-        keys = [jax.random.key(one) for one in each(seed)]
-        spoken = pipeline.speak(self.params, self.cfg, analysed, each(voice), keys, options, felt)
+        spoken = pipeline.speak(self.params, self.cfg, analysed, each(voice), each(seed), options, felt)
         return spoken[0] if isinstance(text, str) else spoken
 
 

@@ -2,7 +2,7 @@
 
     model = checkpoint.load("model")
     voice = listen(model.params, model.cfg, audio.load_speaker("voice.wav"))
-    [speech] = speak(model.params, model.cfg, [model.text.analyse("Hello.")], [voice], [jax.random.key(0)])
+    [speech] = speak(model.params, model.cfg, [model.text.analyse("Hello.")], [voice], [0])
 
 `listen` and `speak` work on lists and lengths at the host; what they call are pure functions of arrays, and `render`,
 from codes to samples, is one of them: differentiable in everything that is not an integer.
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax import audio, buckets, decoding, emotion
+from indextts_jax import audio, buckets, decoding, emotion, seeds
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
@@ -128,13 +128,15 @@ def speak(
     cfg: Config,
     texts: Sequence[Analysis],
     voices: Sequence[Voice],
-    keys: Sequence[Array],
+    keys: Sequence[int | Array],
     options: Options | None = None,
     emotions: Sequence[Emotion | None] | None = None,
     given: Sequence[Sequence[Given]] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> list[Audio]:
     """Speak each text in its voice: texts (`TextFrontEnd.analyse`), voices and keys are parallel; -> one Audio each.
+
+    keys: integer seeds or typed keys, see `seeds.key`.
 
     All segments of all texts go through the stages side by side, `options.batch` at a time: while codes are drawn, a
     segment that ends makes room for the next; segments of like length are rendered together. The same text,
@@ -150,6 +152,7 @@ def speak(
             f"{len(texts)} texts, {len(voices)} voices, {len(keys)} keys, {len(emotions)} emotions and {len(given)} "
             "given: not parallel"
         )
+    keys = [seeds.key(key) for key in keys]
     rows: list[list[_Item]] = []
     for t, (text, voice, key, felt, replaced) in enumerate(zip(texts, voices, keys, emotions, given, strict=True)):
         vector = emotion.resolve(params["prototypes"], cfg.prototypes, felt, voice.emotion, voice.base, voice.style)
@@ -160,7 +163,9 @@ def speak(
         row = []
         for i, (ids, instead) in enumerate(zip(text.segment_ids, replaced, strict=True)):
             name = f"segment {i + 1} of {len(text.segments)}{of}"
-            row.append(_Item(name, ids, voice, tuple(jax.random.split(jax.random.fold_in(key, i))), instead))
+            own = jax.random.fold_in(key, i)
+            purposes = jax.random.fold_in(own, seeds.CODES), jax.random.fold_in(own, seeds.NOISE)
+            row.append(_Item(name, ids, voice, purposes, instead))
         rows.append(row)
 
     items = [item for row in rows for item in row]

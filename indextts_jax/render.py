@@ -85,11 +85,11 @@ def second_pass(params: Params, cfg: Config, voices: Voices, texts: Array, lengt
 
 def to_mel(
     params: Params, cfg: Config, voices: Voices, codes: Array, lengths: Array, latents: Array, noise: Array,
-    steps: int = 25, guidance: float = 0.7, frames: int | None = None,
+    steps: int = 25, guidance: Any = 0.7, frames: int | None = None, guided: bool | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Codes [B, C], lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B].
 
-    `frames`: room for prompt and target together, see `s2mel.flow`.
+    `guidance` (a number, or one per row [B]), `guided`, and `frames` of prompt and target together: see `s2mel.flow`.
     """
     embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, codes)
     targets = s2mel.target_lengths(lengths)
@@ -98,19 +98,20 @@ def to_mel(
     )
     mel = s2mel.flow(
         params["s2mel"], cfg.s2mel, noise, content, targets, voices.mel, voices.content, voices.lengths, voices.style,
-        steps=steps, guidance=guidance, frames=frames,
+        steps=steps, guidance=guidance, frames=frames, guided=guided,
     )  # fmt: skip
     return mel, targets
 
 
 def render(
     params: Params, cfg: Config, voices: Voices, texts: Array, text_lengths: Array, codes: Array, code_lengths: Array,
-    noise: Array, steps: int = 25, guidance: float = 0.7,
+    noise: Array, steps: int = 25, guidance: Any = 0.7, guided: bool | None = None,
 ) -> Rendered:  # fmt: skip
-    """Everything after the codes, as one pure function: differentiable in voices, noise and parameters.
+    """Everything after the codes, as one pure function: differentiable in voices, noise, guidance and parameters.
 
-    texts [B, X], codes [B, C] int32 with their lengths [B]; noise [B, F, M] with F at least `target_frames(C)`.
+    texts [B, X], codes [B, C] int32 with their lengths [B]; noise [B, F, M] with F at least `target_frames(C)`;
+    guidance: a number, or one per row [B], with `guided` as in `s2mel.flow`.
     """
     latents = second_pass(params, cfg, voices, texts, text_lengths, codes)
-    mel, lengths = to_mel(params, cfg, voices, codes, code_lengths, latents, noise, steps, guidance)
+    mel, lengths = to_mel(params, cfg, voices, codes, code_lengths, latents, noise, steps, guidance, guided=guided)
     return Rendered(mel, lengths, bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, lengths))

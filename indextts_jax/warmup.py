@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import buckets, checkpoint, decoding, features, models, render
+from indextts_jax import buckets, checkpoint, decoding, features, models, render, seeds
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.models.gpt import Prefix
@@ -180,7 +180,6 @@ def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Pr
     beams = sampling.beams
     dtype = jax.tree.leaves(params["gpt"])[0].dtype
     ahead = cfg.conditioner.speaker.latents + 5  # slots before and after a text
-    width = jax.random.key_data(jax.random.key(0)).size
     for batch in sorted({bucket(n, buckets.BATCH) for n in uses.batches}):
         longest = max(uses.texts)
         least, most = (bucket(longest + ahead + beams * n, buckets.CACHE) for n in (decoding.CHUNK, max(uses.codes)))
@@ -204,7 +203,7 @@ def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Pr
                     arguments = params["gpt"], cfg.gpt, Prefix(begun, lengths)  # type: ignore[arg-type]
                     yield (prefill := Program("prefill", f"{rows} rows, {P} positions", arguments, {}))
                     logits, caches = _result(prefill)
-                    keys = struct((rows, width), np.uint32)
+                    keys = struct((rows, seeds.WORDS), np.uint32)
                     arguments = cfg.gpt, state, lengths, logits, caches, lengths, keys, sampling, limit
                     yield Program("admission", f"{rows} with {P} positions to {shape}", arguments, {})
 
@@ -242,7 +241,7 @@ def _flow(
 ) -> Iterator[Program]:
     own, dtype, lengths = cfg.s2mel, content.dtype, struct((batch,), np.int32)
     frames = content.shape[1]
-    keys = jax.ShapeDtypeStruct((batch,), jax.random.key(0).dtype)
+    keys = jax.ShapeDtypeStruct((batch,), seeds.key(0).dtype)
     yield Program("noise", f"{batch} rows, {frames} frames", (keys, frames, own.mels), {})
     # The prompt and the content, of which only the latter comes of weights.
     packed = []
@@ -253,6 +252,7 @@ def _flow(
         packed.append(_placed(both) if place else both)
     arguments = (
         params["s2mel"], own, struct((batch, frames, own.mels)), *packed,
-        struct((batch, own.style), dtype), lengths, lengths, options.steps, options.guidance, False,
+        struct((batch, own.style), dtype), lengths, lengths, struct((batch,)), options.steps, False,
+        options.guidance != 0,
     )  # fmt: skip
     yield Program("flow", f"{batch} rows, {T} frames of which {frames} are spoken", arguments, {})

@@ -1,4 +1,4 @@
-"""Strict dtype and rank promotion, exact products, and the tiny checkpoint, converted once per run."""
+"""Strict dtype and rank promotion, and the tiny checkpoint, converted once per run."""
 
 import os
 from functools import cache, cached_property
@@ -25,7 +25,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_default_matmul_precision", "highest")
 
 
 class Tiny:

@@ -23,7 +23,7 @@ from indextts_jax import decoding, models, warmup
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
-from indextts_jax.models import gpt, prototypes, qwen3, s2mel
+from indextts_jax.models import bigvgan, gpt, prototypes, qwen3, s2mel
 from indextts_jax.models.qwen3 import Qwen3Config
 from indextts_jax.pipeline import Options
 from indextts_jax.stages import STAGES
@@ -352,8 +352,9 @@ def variants() -> Iterator[tuple[str, Call]]:
         yield "decoding.advance", Call(decoding.advance, arguments, {})
     cfg, integers = small.S2MEL, struct((2,), np.int32)
     mel, content = struct((2, 12, cfg.mels)), struct((2, 12, cfg.content))
-    arguments = parameters("s2mel", cfg), cfg, mel, mel, content, struct((2, cfg.style)), integers, integers
-    for keywords in ({"guidance": 0.0}, {"every": True}):
+    style, guidance = struct((2, cfg.style)), struct((2,))
+    arguments = parameters("s2mel", cfg), cfg, mel, mel, content, style, integers, integers, guidance
+    for keywords in ({"guided": False}, {"every": True}):
         yield "s2mel.solve", Call(s2mel.solve, arguments, keywords)
 
 
@@ -421,35 +422,77 @@ def test_another_gather_in_the_solver_is_found(monkeypatch):
 # ---- precision ------------------------------------------------------------------------------------------------------
 
 
-def loose_products(program: Call) -> set[tuple[str, str]]:
-    """Products of float32 that do not say how exact they must be: an accelerator takes 8 to 11 bits of each factor."""
+class Product(NamedTuple):
+    """A product or a convolution of a traced program."""
 
-    def visit(jaxpr: Any) -> Iterator[tuple[str, str]]:
+    left: str
+    right: str
+    exact: bool  # at the highest precision; otherwise an accelerator takes 8 to 11 bits of each factor
+
+
+def products(program: Call, setting: str | None = None) -> list[Product]:
+    """All of them, in whatever they are nested, with JAX's global setting as given."""
+
+    def visit(jaxpr: Any) -> Iterator[Product]:
         for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general" and equation.params["precision"] in (None, LOOSE):
-                left, right = (variable.aval for variable in equation.invars)
-                if left.dtype == right.dtype == np.float32:
-                    yield left.str_short(), right.str_short()
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                left, right = (variable.aval.str_short() for variable in equation.invars[:2])
+                yield Product(left, right, equation.params["precision"] == EXACT)
             for value in equation.params.values():
                 for part in counting.jaxprs(value):
                     yield from visit(part)
 
-    with jax.default_matmul_precision("default"):  # as on an accelerator; these tests have another setting
-        return set(visit(program.function.trace(*program.arguments, **program.keywords).jaxpr.jaxpr))
+    with jax.default_matmul_precision(setting):  # type: ignore[arg-type]
+        return list(visit(program.function.trace(*program.arguments, **program.keywords).jaxpr.jaxpr))
 
 
-LOOSE = (jax.lax.Precision.DEFAULT, jax.lax.Precision.DEFAULT)
+EXACT = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+
+# Networks whose products must not all be exact where the weights are bfloat16.
+NETWORKS = (
+    "w2vbert.encode", "campplus.embed", "repcodec.quantize", "s2mel.regulate", "conditioner.speaker_latents",
+    "gpt.prefill", "decoding.advance", "gpt.latents", "s2mel.solve", "bigvgan.vocode", "qwen3.generate",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", sorted(jitted()))
+def test_float32_products_are_exact_whatever_the_setting(stage):
+    """Float32 weights mean float32: a GPU does not make TF32 of it, nor a TPU bfloat16."""
+    found = products(programs("float32")[stage], "bfloat16")
+    assert [product for product in found if not product.exact] == []
+    assert found or stage not in NETWORKS
 
 
 @pytest.mark.parametrize("stage", sorted(jitted()))
 def test_float32_products_beside_bfloat16_are_exact(stage):
     """What stays float32 where the weights are bfloat16 does so for its precision: no product may round it again."""
-    assert loose_products(programs("bfloat16")[stage]) == set()
+    found = products(programs("bfloat16")[stage])
+    assert [p for p in found if not p.exact and p.left.startswith("float32") and p.right.startswith("float32")] == []
+    narrow = [p for p in found if p.left.startswith("bfloat16") and p.right.startswith("bfloat16")]
+    assert not any(product.exact for product in narrow)
+    assert narrow or stage not in NETWORKS
+
+
+def test_products_of_gradients_are_exact():
+    def loss(params, x, mel, content):
+        n = jnp.array([12, 12])
+        style, guidance = content[:, 0, : small.S2MEL.style], jnp.ones(2)
+        velocity = s2mel.solve(params["s2mel"], small.S2MEL, x, x, content, style, n, n, guidance)
+        return velocity.sum() + bigvgan.vocode(params["bigvgan"], small.BIGVGAN, mel, n).sum()
+
+    def parameters(component: str, cfg: Any) -> Any:
+        return jax.tree.map(lambda leaf: struct(leaf.shape), models.shapes(component, cfg))
+
+    params = {"s2mel": parameters("s2mel", small.S2MEL), "bigvgan": parameters("bigvgan", small.BIGVGAN)}
+    inputs = (struct((2, 12, n)) for n in (small.S2MEL.mels, small.BIGVGAN.mels, small.S2MEL.content))
+    found = products(one(jax.grad(loss), params, *inputs), "bfloat16")
+    assert len(found) > 100
+    assert all(product.exact for product in found)
 
 
 def test_a_loose_product_is_found():
     def scanned(a, b):
         return jax.lax.scan(lambda x, _: (jnp.einsum("ij,jk->ik", x, b), None), a, length=3)[0]
 
-    assert loose_products(one(scanned, struct((4, 4)), struct((4, 4)))) == {("float32[4,4]", "float32[4,4]")}
-    assert loose_products(one(scanned, *[struct((4, 4), jnp.bfloat16)] * 2)) == set()
+    assert products(one(scanned, struct((4, 4)), struct((4, 4)))) == [Product("float32[4,4]", "float32[4,4]", False)]
+    assert products(one(scanned, struct((4, 4)), struct((4, 4))), "highest")[0].exact

@@ -9,7 +9,7 @@ CONVERT = PACKAGE.parent / "convert"
 # From the bottom to the top. A package stands for its files, which may import each other where they make no circle.
 LAYERS = (
     ("errors", "buckets", "timing", "models.layers"),
-    ("interrupts", "models", "features", "yaml_file", "rules", "seeds"),
+    ("interrupts", "models", "features", "seeds"),
     ("files", "config", "decoding", "text"),
     ("audio", "stages", "emotion"),
     ("voice", "reader"),

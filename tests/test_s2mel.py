@@ -139,3 +139,28 @@ def test_no_guidance_is_the_conditional_branch(tiny, params, arrays):
     a = flow(params, tiny.cfg.s2mel, **inputs, steps=2, guidance=0.0)
     b = flow(params, tiny.cfg.s2mel, **inputs, steps=2, guidance=1e-7)
     assert relative(a, b) <= 1e-5
+
+
+def test_guidance_is_a_number_per_row_and_compiles_once():
+    """Rows of different guidance in one batch equal the rows alone, whether the number is known or traced."""
+    cfg, params, n = S2MEL, parameters("s2mel", S2MEL), np.array([12, 12, 12])
+    noise, prompt, style = normal(0, 3, 12, cfg.mels), normal(1, 3, 12, cfg.mels), normal(2, 3, cfg.style)
+    content, before = normal(3, 3, 12, cfg.content), normal(4, 3, 12, cfg.content)
+    strengths = np.array([0.0, 0.7, 3.0], np.float32)
+    inputs = (noise, content, n, prompt, before, n, style)
+    before_all = s2mel.solve._cache_size()
+    together = np.asarray(s2mel.flow(params, cfg, *inputs, steps=2, guidance=strengths))
+    assert s2mel.solve._cache_size() == before_all + 1
+    traced = jax.jit(lambda strengths: s2mel.flow(params, cfg, *inputs, steps=2, guidance=strengths))
+    assert relative(traced(strengths), together) <= TOLERANCE["block"]
+    for i, strength in enumerate(strengths.tolist()):
+        same = s2mel.flow(params, cfg, *inputs, steps=2, guidance=strength, guided=True)
+        np.testing.assert_array_equal(together[i], same[i])
+    assert s2mel.solve._cache_size() == before_all + 1  # another number is no other program
+    alone = s2mel.flow(params, cfg, *inputs, steps=2, guidance=0.0)  # one branch, half the cost
+    assert s2mel.solve._cache_size() == before_all + 2
+    assert relative(together[0], alone[0]) <= TOLERANCE["block"]
+    assert relative(together[1], alone[1]) > 0.01
+    slope = jax.grad(lambda g: s2mel.flow(params, cfg, *inputs, steps=2, guidance=g).sum())(0.7)
+    ends = [float(s2mel.flow(params, cfg, *inputs, steps=2, guidance=g).sum()) for g in (0.8, 0.6)]
+    assert float(slope) == pytest.approx((ends[0] - ends[1]) / 0.2, rel=1e-2)

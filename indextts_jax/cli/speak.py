@@ -124,8 +124,6 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import jax
-
     from indextts_jax import audio, pipeline
     from indextts_jax.emotion import Emotion
     from indextts_jax.timing import Stopwatch

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, valid
+from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, precision_of, valid
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def _embed(params: dict, part: str, ids: Array, positions: Array) -> Array:
 def logits(params: dict, hidden: Array) -> Array:
     """The scores of the next code, [..., D] -> [..., V] float32."""
     head = params["head"]
-    scores = jnp.einsum("...d,vd->...v", hidden, head["weight"], preferred_element_type=jnp.float32)
+    with precision_of(head):
+        scores = jnp.einsum("...d,vd->...v", hidden, head["weight"], preferred_element_type=jnp.float32)
     return scores + head["bias"].astype(jnp.float32).reshape((1,) * (scores.ndim - 1) + (-1,))
 
 

@@ -1,10 +1,12 @@
-"""What two or more components share: how inputs enter, masks, edges of padded rows, norms, attention.
+"""What two or more components share: precision, how inputs enter, masks, edges of padded rows, norms, attention.
 
-Products run in the dtype of the weights; norms, scores and softmax are float32 whatever that is.
+Products run in the dtype of the weights, and those of float32 weights in full float32, whatever JAX's global setting
+says. Norms, scores and softmax are float32 in any case.
 
 Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head width.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -28,6 +30,15 @@ def dtype_of(params: Any) -> jnp.dtype:
     return jax.tree.leaves(params)[0].dtype
 
 
+def precision_of(params: Any) -> AbstractContextManager[Any]:
+    """A context in which products and convolutions of float32 weights are traced at the highest precision.
+
+    An accelerator would otherwise round their factors to 8 or 11 bits. With other weights the caller's setting holds.
+    Gradients keep the precision of the product that they come from.
+    """
+    return jax.default_matmul_precision("highest") if dtype_of(params) == jnp.float32 else nullcontext()
+
+
 def enter(x: Array, lengths: Array, params: Any) -> Array:
     """An input as its component takes it: [B, T, C] in the dtype of the weights, zero past each row's own length.
 
@@ -38,8 +49,9 @@ def enter(x: Array, lengths: Array, params: Any) -> Array:
 
 
 def apply(module: nn.Module, params: Any, *inputs: Any) -> Any:
-    """The output of a module that has parameters and no other state."""
-    return module.apply({"params": params}, *inputs)
+    """The output of a module that has parameters and no other state, at the precision of its weights."""
+    with precision_of(params):
+        return module.apply({"params": params}, *inputs)
 
 
 def pad_edges(x: Array, lengths: Array, left: int, right: int, mode: Literal["zeros", "replicate", "reflect"]) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Dense, RMSNorm, apply, dtype_of, zero_padding
+from indextts_jax.models.layers import Dense, RMSNorm, apply, dtype_of, precision_of, zero_padding
 
 CHUNK = 8  # steps between two looks at whether every row has stopped
 
@@ -153,7 +153,8 @@ def _begin(params: dict, cfg: Qwen3Config, ids: Array, capacity: int) -> tuple[A
 def _scores(params: dict, hidden: Array) -> Array:
     """The scores of the next id, [..., D] -> [..., V] float32."""
     embedding = params["token"]["embedding"]
-    return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
+    with precision_of(params):
+        return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Depthwise, LayerNorm, apply, enter, pad_edges
+from indextts_jax.models.layers import Depthwise, LayerNorm, apply, enter, pad_edges, precision_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def init(cfg: RepCodecConfig, key: Array) -> dict:
 
 
 def _dense(params: dict, x: Array) -> Array:
-    return jnp.einsum("...i,io->...o", x, params["kernel"]) + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+    with precision_of(params):
+        y = jnp.einsum("...i,io->...o", x, params["kernel"])
+    return y + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def nearest(params: dict, x: Array) -> Array:

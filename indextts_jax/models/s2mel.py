@@ -10,12 +10,14 @@ D width, W WaveNet width, N heads, H head width.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from indextts_jax.models.layers import (
     LayerNorm,
@@ -388,30 +390,40 @@ def flow(
     prompt_lengths: Array,
     style: Array,
     steps: int = 25,
-    guidance: float = 0.7,
+    guidance: Any = 0.7,
     frames: int | None = None,
     every: bool = False,
+    guided: bool | None = None,
 ) -> Array:
     """From noise to a log-mel in the prompt's voice, by guided flow matching (arXiv:2210.02747).
 
     noise [B, F, M], content [B, F, K] and lengths [B] of the target; prompt (log-mel) [B, P, M], prompt_content
-    [B, P, K], prompt_lengths [B]; style [B, style]. -> [B, F, M] float32, or with `every` the target after each step,
-    [steps, B, F, M]. What lies past a row's length is unspecified. Prompt and target of a row must have 3 frames
-    together, so that the WaveNet can mirror 2: shorter ones, which the reference fills up with zeros, come out wrong.
+    [B, P, K], prompt_lengths [B]; style [B, style]; guidance: a number, or one per row [B]. -> [B, F, M] float32, or
+    with `every` the target after each step, [steps, B, F, M]. What lies past a row's length is unspecified. Prompt and
+    target of a row must have 3 frames together, so that the WaveNet can mirror 2: shorter ones, which the reference
+    fills up with zeros, come out wrong.
 
     `frames`: T, at least every row's prompt and target together (default: P + F). The solver is compiled for T alone.
-    The state is float32 whatever the network computes in. Reference: indextts/s2mel/modules/flow_matching.py.
+    `guided`: whether the null branch is computed, which doubles the cost; by default it is, unless guidance is known to
+    be 0 in every row. The state is float32 whatever the network computes in.
+    Reference: indextts/s2mel/modules/flow_matching.py.
     """
     dtype = dtype_of(params)
     T = frames or prompt.shape[1] + noise.shape[1]
     prompt, prompt_content, content = (a.astype(dtype) for a in (prompt, prompt_content, content))
     mel = join(prompt, prompt_lengths, jnp.zeros(noise.shape, dtype), T)
     both = join(prompt_content, prompt_lengths, content, T)
-    x = noise.astype(jnp.float32)
-    return solve(params, cfg, x, mel, both, style.astype(dtype), prompt_lengths, lengths, steps, guidance, every)
+    x, style = noise.astype(jnp.float32), style.astype(dtype)
+    if guided is None:
+        guided = isinstance(guidance, Tracer) or bool(np.any(np.asarray(guidance) != 0))
+    if isinstance(guidance, Array):
+        guidance = jnp.broadcast_to(guidance.astype(jnp.float32), x.shape[:1])
+    else:
+        guidance = np.broadcast_to(np.asarray(guidance, np.float32), x.shape[:1])
+    return solve(params, cfg, x, mel, both, style, prompt_lengths, lengths, guidance, steps, every, guided)
 
 
-@partial(jax.jit, static_argnames=("cfg", "steps", "guidance", "every"))
+@partial(jax.jit, static_argnames=("cfg", "steps", "every", "guided"))
 def solve(
     params: dict,
     cfg: S2MelConfig,
@@ -421,13 +433,15 @@ def solve(
     style: Array,
     prompt_lengths: Array,
     lengths: Array,
+    guidance: Array,
     steps: int = 25,
-    guidance: float = 0.7,
     every: bool = False,
+    guided: bool = True,
 ) -> Array:
     """`flow` with its conditions joined: x [B, F, M] float32 of the target, prompt [B, T, M], content [B, T, K].
 
-    style [B, style], prompt_lengths [B], lengths [B] of the target -> x at 1 [B, F, M], or after each step.
+    style [B, style], prompt_lengths [B], lengths [B] of the target, guidance [B] float32, of no effect where not
+    `guided` -> x at 1 [B, F, M], or after each step.
     """
     F, T, dtype = x.shape[1], prompt.shape[1], dtype_of(params)
     # The prompt's part of the state stays zero, so that its velocity is not needed: what follows the transformer hears
@@ -439,18 +453,19 @@ def solve(
     silence = jnp.zeros((x.shape[0], 1, cfg.mels), jnp.float32)
     spoken = valid(lengths, F)[:, :, None]
     # The null branch of the guidance sees no prompt, no content and no style.
-    branches = 1 if guidance == 0 else 2
+    branches = 2 if guided else 1
     prompt, content, style = (jnp.concatenate([a, jnp.zeros_like(a)][:branches]) for a in (prompt, content, style))
     stacked, starts = (jnp.tile(a, branches) for a in (prompt_lengths + lengths, starts))
+    strength = guidance[:, None, None]
 
     def velocity(x: Array, t: Array) -> Array:
         xs = jnp.tile(join(silence, prompt_lengths, x, T).astype(dtype), (branches, 1, 1))
         times = jnp.full(stacked.shape, t)
         v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if size else None, size)
         v = v.astype(jnp.float32)
-        if branches == 2:
+        if guided:
             conditional, null = jnp.split(v, 2)
-            v = (1 + guidance) * conditional - guidance * null
+            v = (1 + strength) * conditional - strength * null
         return jnp.where(spoken, window(v, ahead, F), 0.0)
 
     end, states = euler(velocity, jnp.where(spoken, x, 0.0), steps)
