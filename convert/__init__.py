@@ -17,6 +17,7 @@ from indextts_jax.config import Config, entry, from_yaml, read_yaml
 from indextts_jax.convert import qwen3
 from indextts_jax.convert.table import Report, files, fill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
+from indextts_jax.errors import NotFound
 from indextts_jax.files import whole
 from indextts_jax.models.qwen3 import Qwen3Config
 
@@ -66,7 +67,7 @@ def extra(component: str, folder: Path, settings: dict[str, Any]) -> dict[str, A
     for place in places.get(component, []):
         path = folder / place
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; it belongs to the {component} component")
+            raise NotFound(f"{path}: no such file; it belongs to the {component} component")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -80,7 +81,7 @@ def extra(component: str, folder: Path, settings: dict[str, Any]) -> dict[str, A
 def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Report]:
     """The float32 parameter tree (numpy) of one component of a model folder, and what became of its tensors.
 
-    Raises FileNotFoundError and CheckpointError, naming the file and the tensor; see `table.fill`.
+    Raises NotFound and CheckpointError, naming the file and the tensor; see `table.fill`.
     """
     cfg, tensors = _open(component, folder, read_yaml(folder / "config.yaml"))
     try:
@@ -97,13 +98,13 @@ def convert(
     """Convert a model folder in the official layout into `out`, which must not exist; -> a report per component.
 
     One component at a time, so that the peak memory is that of the largest; `out` appears only when all is written.
-    Raises FileNotFoundError, CheckpointError, ConfigError, ModelError and OSError, and leaves nothing behind.
+    Raises NotFound, CheckpointError, ConfigError, ModelError and FileError, and leaves nothing behind.
     """
     settings = read_yaml(folder / "config.yaml")
     cfg = read_config(folder)
     vocabulary = folder / entry(settings, "dataset.bpe_model", str)
     if not vocabulary.is_file():
-        raise FileNotFoundError(f"{vocabulary}: no such file; it holds the text vocabulary")
+        raise NotFound(f"{vocabulary}: no such file; it holds the text vocabulary")
     reports = []
     with whole(out) as partial:
         shutil.copyfile(vocabulary, partial / "bpe.model")
@@ -112,7 +113,7 @@ def convert(
         if cfg.qwen3 is not None:
             tokenizer = folder / qwen3.place(settings) / "tokenizer.json"
             if not tokenizer.is_file():
-                raise FileNotFoundError(f"{tokenizer}: no such file; it belongs to the qwen3 component")
+                raise NotFound(f"{tokenizer}: no such file; it belongs to the qwen3 component")
             shutil.copyfile(tokenizer, partial / "tokenizer.json")
         for component in components(folder, settings):
             tree, report = read(component, folder, strict)

@@ -19,8 +19,10 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from indextts_jax.errors import Error, NotFound
 
-class CheckpointError(ValueError):
+
+class CheckpointError(Error):
     """A checkpoint that cannot be converted; the message names the file, the tensor and what to do."""
 
 
@@ -247,13 +249,13 @@ def _update(target: Any, names: Sequence[Any], values: Sequence[Any]) -> None:
 def read_pth(path: Path) -> Any:
     """The object in a PyTorch zip file, with every tensor as an unread `Tensor`.
 
-    Raises FileNotFoundError, or CheckpointError when it is no such file, is cut short, or holds more than tensors.
+    Raises NotFound, or CheckpointError when it is no such file, is cut short, or holds more than tensors.
     """
     return _parsed(path, _parse_pth, "PyTorch")
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """The tensors of a safetensors file, unread. Raises FileNotFoundError or CheckpointError."""
+    """The tensors of a safetensors file, unread. Raises NotFound or CheckpointError."""
     return _parsed(path, _parse_safetensors, "safetensors")
 
 
@@ -271,7 +273,7 @@ def flatten(state: Any, path: Path, prefix: str = "") -> Tensors:
 
 def _parsed(path: Path, parse: Callable[[Path, BinaryIO, int], Any], kind: str) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+        raise NotFound(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     size = path.stat().st_size
     with path.open("rb") as file:
         try:

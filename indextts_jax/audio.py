@@ -16,6 +16,7 @@ import soundfile
 import soxr
 from jax import Array
 
+from indextts_jax.errors import Error
 from indextts_jax.features import MEL_RATE, SPEECH_RATE
 from indextts_jax.files import write_whole
 
@@ -27,7 +28,7 @@ SILENCE = 1e-4  # peak of a silent recording: three steps of 16 bits
 READ_MARGIN = 0.5  # seconds past the cut, so that the resampling filter does not see the end (at 8 kHz it spans 0.1 s)
 
 
-class AudioError(ValueError):
+class AudioError(Error):
     """A recording that cannot be used, or a file that cannot be written; the message says which and what to do."""
 
 

@@ -23,6 +23,8 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from indextts_jax import config, models
 from indextts_jax.config import Config
+from indextts_jax.errors import Error, NotFound
+from indextts_jax.files import FileError
 from indextts_jax.reader import Reader
 from indextts_jax.text import TextFrontEnd
 
@@ -33,7 +35,7 @@ _SHAPES = "shapes.json"
 _CONCURRENT_GB = 1  # Orbax reads ahead by this much; more raises the peak memory and is no faster
 
 
-class ModelError(ValueError):
+class ModelError(Error):
     """A converted folder that cannot be used; the message names it and says what to do."""
 
 
@@ -46,21 +48,21 @@ class Model(NamedTuple):
 
 
 def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
-    """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises OSError."""
+    """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises FileError."""
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=_CONCURRENT_GB)
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
     except ValueError as error:  # which is what a full disk is to TensorStore; the last part of its text says so
         reason = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
-        raise OSError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
+        raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
     leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(tree))
     found = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
     try:
         (folder / component / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
     except OSError as error:  # of a full disk, it would name no file
         reason = error.strerror
-        raise OSError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
+        raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
 
 
 def shapes(folder: Path, component: str, cfg: Any) -> Any:
@@ -86,14 +88,14 @@ def save_description(folder: Path, cfg: Config, source: str) -> None:
 
 
 def read_description(folder: Path) -> tuple[Config, str]:
-    """The configuration and source of a converted folder. Raises FileNotFoundError or ModelError."""
+    """The configuration and source of a converted folder. Raises NotFound or ModelError."""
     path = folder / "model.json"
     if not path.is_file():
         if (folder / "config.yaml").is_file():
             hint = "this is an unconverted model: run `indextts-jax convert` on it"
         else:
             hint = "a converted model holds it: run `indextts-jax convert MODEL_DIR OUT`"
-        raise FileNotFoundError(f"{path}: no such file; {hint}")
+        raise NotFound(f"{path}: no such file; {hint}")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         found = description["format"]
@@ -107,11 +109,11 @@ def read_description(folder: Path) -> tuple[Config, str]:
 def restore(folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Sharding | None = None) -> Any:
     """The parameters of one component as JAX arrays of `dtype`, read straight to their devices.
 
-    cfg: the component's. Raises FileNotFoundError when it is missing and ModelError when it cannot be read.
+    cfg: the component's. Raises NotFound when it is missing and ModelError when it cannot be read.
     """
     path = folder.absolute() / component
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: the {component} component is missing; convert the model again")
+        raise NotFound(f"{path}: the {component} component is missing; convert the model again")
     place = sharding or SingleDeviceSharding(jax.devices()[0])
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB)
     try:
@@ -143,7 +145,7 @@ def load(
 ) -> Model:
     """Load a converted model, component by component, onto the first device or where `sharding` says.
 
-    dtype: of weights and computation, float32 or bfloat16 (None: `default_dtype`). Raises FileNotFoundError and
+    dtype: of weights and computation, float32 or bfloat16 (None: `default_dtype`). Raises NotFound and
     ModelError.
     """
     folder = Path(folder)
@@ -154,7 +156,7 @@ def load(
 
 
 def load_text(folder: str | Path) -> TextFrontEnd:
-    """The text front end of a converted model, without its weights. Raises FileNotFoundError and ValueError."""
+    """The text front end of a converted model, without its weights. Raises NotFound and ValueError."""
     folder = Path(folder)
     read_description(folder)
     glossary = folder / "glossary.yaml"
@@ -162,14 +164,14 @@ def load_text(folder: str | Path) -> TextFrontEnd:
 
 
 def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
-    """What reads emotions off texts: Qwen and its tokenizer, not the rest. Raises FileNotFoundError and ModelError."""
+    """What reads emotions off texts: Qwen and its tokenizer, not the rest. Raises NotFound and ModelError."""
     from tokenizers import Tokenizer
 
     folder = Path(folder)
     cfg, _ = read_description(folder)
     path = folder / "tokenizer.json"
     if cfg.qwen3 is None or not path.is_file():
-        raise FileNotFoundError(
+        raise NotFound(
             f"{path}: this model was converted without Qwen, which reads emotions off texts; convert a folder that has "
             "qwen0.6bemo4-merge"
         )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from indextts_jax.errors import Error, NotFound
 from indextts_jax.features import MelConfig
 from indextts_jax.models.bigvgan import BigVGANConfig
 from indextts_jax.models.campplus import CAMPPlusConfig
@@ -43,14 +44,14 @@ class Config:
     qwen3: Qwen3Config | None = None
 
 
-class ConfigError(ValueError):
+class ConfigError(Error):
     """A configuration that cannot be used; the message names the file and the entry."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The contents of config.yaml. Raises FileNotFoundError or ConfigError."""
+    """The contents of config.yaml. Raises NotFound or ConfigError."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a model folder holds config.yaml")
+        raise NotFound(f"{path}: no such file; a model folder holds config.yaml")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

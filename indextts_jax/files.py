@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from indextts_jax.errors import Error, NotFound
 
-class FileError(ValueError):
+
+class FileError(Error):
     """A file or folder that cannot be written; the message says which and what to do."""
 
 
@@ -31,16 +33,16 @@ def write_whole(path: Path, content: bytes) -> None:
 def whole(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` when the block ends, and is removed when it fails.
 
-    Raises FileError when `target` exists, FileNotFoundError or another OSError when nothing can be written there.
+    Raises FileError when `target` exists or nothing can be written there, NotFound when its folder is missing.
     """
     if os.path.lexists(target):
         raise FileError(f"{target}: exists already; remove it or choose another folder")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent}: no such folder, so {target.name} cannot be written there")
+        raise NotFound(f"{target.parent}: no such folder, so {target.name} cannot be written there")
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise type(error)(f"{target.parent}: {target.name} cannot be written there ({error.strerror})") from None
+        raise FileError(f"{target.parent}: {target.name} cannot be written there ({error.strerror})") from None
     try:
         partial.chmod(0o755)
         yield partial

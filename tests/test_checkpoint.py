@@ -18,6 +18,7 @@ import pytest
 from indextts_jax import checkpoint, models
 from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description
 from indextts_jax.config import Config, to_dict
+from indextts_jax.files import FileError
 from indextts_jax.models.gpt import GPTConfig
 
 # Of a failed restore, Orbax leaves tasks behind whose exceptions nobody asks for.
@@ -94,7 +95,7 @@ def test_a_disk_that_is_full_for_the_shapes(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     message = f"^{tmp_path}: the {SMALL} component cannot be written there \\(No space left on device\\)$"
-    with pytest.raises(OSError, match=message):
+    with pytest.raises(FileError, match=message):
         save(tmp_path / ".out.partial", SMALL, tiny.cfg.repcodec, tiny.params(SMALL))
 
 
@@ -123,7 +124,7 @@ def test_both_kinds_of_arrays_can_be_saved(tiny, tmp_path):
 # ---- a folder is whole or not there ---------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_file_error(tmp_path, monkeypatch):
     """TensorStore reports it as a ValueError, with names that mean nothing to a user."""
 
     def full(*_: Any, **__: Any) -> None:
@@ -134,7 +135,7 @@ def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(ocp.Checkpointer, "save", full)
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(FileError) as caught:
         save(tmp_path / ".out.partial", "gpt", GPTConfig(), {"x": np.zeros(3, np.float32)})
     assert str(caught.value) == f"{tmp_path}: the gpt component cannot be written there (No space left on device)"
 
@@ -201,10 +202,10 @@ def test_room_that_is_lacking_is_no_damage(copy, tiny, monkeypatch):
 
 def test_descriptions_that_cannot_be_read(copy):
     path = copy / "model.json"
-    for content in ("", "{", "[]", "{}", "5", '{"format": 2}', '{"format": 2, "config": {}, "source": ""}', "\xff"):
+    for content in ("", "{", "[]", "{}", "5", '{"format": 3}', '{"format": 3, "config": {}, "source": ""}', "\xff"):
         path.write_text(content, encoding="latin-1")
         assert refused(copy).startswith(f"{path}: cannot be read (")
-    rewrite_to = {"format": 2, "source": "x", "config": to_dict(Config())}
+    rewrite_to = {"format": 3, "source": "x", "config": to_dict(Config())}
     rewrite_to["config"]["gpt"]["heads"] = "many"
     path.write_text(json.dumps(rewrite_to))
     assert "Config.gpt.heads: is 'many'" in refused(copy)
@@ -213,7 +214,7 @@ def test_descriptions_that_cannot_be_read(copy):
 @pytest.mark.parametrize("version", [0, 2, "3", None])
 def test_other_versions_are_named(copy, version):
     rewrite(copy, format=version)
-    expected = f"format {version}, but this version reads format 2; convert the model again"
+    expected = f"format {version}, but this version reads format 3; convert the model again"
     assert refused(copy) == f"{copy / 'model.json'}: {expected}"
 
 

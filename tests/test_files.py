@@ -74,6 +74,6 @@ def test_parents_that_are_missing_or_closed(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", "a name that nobody knows")
 
     monkeypatch.setattr(files.tempfile, "mkdtemp", closed)
-    with pytest.raises(PermissionError) as caught, whole(tmp_path / "out"):
+    with pytest.raises(files.FileError) as caught, whole(tmp_path / "out"):
         raise AssertionError
     assert str(caught.value) == f"{tmp_path}: out cannot be written there (Permission denied)"

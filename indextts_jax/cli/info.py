@@ -16,15 +16,14 @@ def run(options: argparse.Namespace) -> None:
     import jax
 
     from indextts_jax import checkpoint, models
+    from indextts_jax.errors import NotFound
 
     cfg, source = checkpoint.read_description(options.model)
     print(f"{options.model}: converted from {source}, format {checkpoint.FORMAT}")
     for name in (*models.COMPONENTS, *(name for name in models.OPTIONAL if getattr(cfg, name))):
         folder = options.model / name
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder}: no such folder, the {name} component is missing; convert the model again"
-            )
+            raise NotFound(f"{folder}: no such folder, the {name} component is missing; convert the model again")
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.shapes(options.model, name, getattr(cfg, name))))
         print(f"{name:12} {count:14,} parameters {size / 1e6:10.1f} MB  {getattr(cfg, name)}")
