@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from indextts_jax import config, models
+from indextts_jax import config, interrupts, models
 from indextts_jax.config import Config
 from indextts_jax.errors import Error, NotFound
 from indextts_jax.files import FileError
@@ -54,6 +54,7 @@ def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
     except ValueError as error:  # which is what a full disk is to TensorStore; the last part of its text says so
+        interrupts.check()
         reason = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
         raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
     leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(tree))
@@ -124,6 +125,7 @@ def restore(folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: 
     except (jax.errors.JaxRuntimeError, MemoryError):  # no room for it is no damage
         raise
     except Exception as error:  # Orbax raises Exception itself for an array cut short, and many others
+        interrupts.check()
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{path}: damaged or of another configuration ({reason}); convert the model again") from error
     wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, like)

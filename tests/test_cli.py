@@ -349,7 +349,7 @@ def test_an_interruption_leaves_nothing(converted, tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(pipeline, "speak", interrupted)
     assert speak(converted, tmp_path / "out.wav") == 130
-    assert capsys.readouterr().err == "indextts-jax: error: interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "indextts-jax: error: interrupted\n"
     assert not list(tmp_path.iterdir())
 
 

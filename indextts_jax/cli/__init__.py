@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from indextts_jax import interrupts
 from indextts_jax.cli import bench, convert, emotion, info, speak, text, voice, warmup
 
 COMMANDS = (convert, info, voice, emotion, text, speak, warmup, bench)
@@ -26,9 +27,10 @@ def run_command(command: Callable[[argparse.Namespace], None], options: argparse
     for name in ("absl", "asyncio"):  # Orbax logs tracebacks of errors that it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        command(options)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
+        with interrupts.handled():
+            command(options)
+    except KeyboardInterrupt as error:
+        return _fail("interrupted", error.status if isinstance(error, interrupts.Interrupted) else 130)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
