@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden
-from indextts_jax import audio, checkpoint, cli, config, pipeline
+from indextts_jax import audio, checkpoint, cli, config, files, pipeline
 
 VOICE = FIXTURES / "audio" / "voice_24k.wav"
 TEXT = "Hello world, this is a small test of the speech system."
@@ -196,6 +196,31 @@ def test_info_names_every_component(converted, capsys):
     assert "run `indextts-jax convert` on it" in capsys.readouterr().err
 
 
+def test_info_verifies_a_model(converted, tmp_path, capsys):
+    assert run("info", converted, "--verify") == 0
+    assert capsys.readouterr().out.endswith("every file is as it was written\n")
+    model = tmp_path / "model"
+    shutil.copytree(converted, model)
+    damaged = [model / "bpe.model", max((model / "gpt").rglob("*"), key=lambda path: path.stat().st_size)]
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    (model / "repcodec" / "checksums.json").unlink()
+    assert run("info", model, "--verify") == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        f"{damaged[0]}: damaged, its content is not what was written; convert the model again",
+        f"{model}/repcodec/checksums.json: is missing; convert the model again",
+        f"{damaged[1]}: damaged, its content is not what was written; convert the model again",
+    ]
+    assert printed.err == (
+        f"indextts-jax: error: {model}: damaged or missing: 3 of its files; convert the model again\n"
+    )
+    assert run("info", FIXTURES / "tiny", "--verify") == 1
+    assert "run `indextts-jax convert` on it" in capsys.readouterr().err
+
+
 def test_voice_files_speak_like_their_recording(converted, tmp_path, capsys):
     voice, out, again = tmp_path / "voice.safetensors", tmp_path / "a.wav", tmp_path / "b.wav"
     assert run("voice", VOICE, "--model", converted, "--output", voice) == 0
@@ -335,7 +360,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(converted, tmp_path
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(files._Temporary, "write", full)
     assert speak(converted, out, "--max-codes", 20, "--steps", 2) == 1
     assert "out.wav: No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
