@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indextts_jax import checkpoint, models
+from indextts_jax import checkpoint, interrupts, models
 from indextts_jax.config import Config, entry, from_yaml, read_yaml
 from indextts_jax.convert import qwen3
 from indextts_jax.convert.table import Report, files, fill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
-from indextts_jax.errors import NotFound
+from indextts_jax.errors import Error, NotFound
 from indextts_jax.files import whole
 from indextts_jax.models.qwen3 import Qwen3Config
 
@@ -49,11 +49,12 @@ def _open(component: str, folder: Path, settings: dict) -> tuple[Any, Tensors]:
     try:
         base = getattr(from_yaml(settings), component) or Qwen3Config()  # of which config.yaml says nothing
         cfg = converter.config(base, tensors, extra(component, folder, settings))
-    except CheckpointError:
+    except Error:
         raise
     except KeyError as error:
         raise CheckpointError(f"{where}: tensor {error.args[0]} is missing ({component}); download it again") from None
     except (TypeError, ValueError) as error:
+        interrupts.check()
         raise CheckpointError(f"{where}: the sizes of {component} cannot be read off it: {error}") from None
     return cfg, tensors
 
@@ -87,6 +88,7 @@ def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Repo
     try:
         like = models.shapes(component, cfg)
     except (ArithmeticError, TypeError, ValueError) as error:
+        interrupts.check()
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{files(tensors)}: does not fit config.yaml ({component}): {reason}") from None
     return fill(component, _converter(component).table(cfg), tensors, like, strict)
@@ -116,6 +118,7 @@ def convert(
                 raise NotFound(f"{tokenizer}: no such file; it belongs to the qwen3 component")
             shutil.copyfile(tokenizer, partial / "tokenizer.json")
         for component in components(folder, settings):
+            interrupts.check()
             tree, report = read(component, folder, strict)
             checkpoint.save(partial, component, getattr(cfg, component), tree)
             del tree

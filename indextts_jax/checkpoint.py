@@ -5,15 +5,17 @@
       bpe.model         SentencePiece vocabulary; glossary.yaml beside it where the model has one
       w2vbert/ ...      one Orbax checkpoint per component, with the shapes of its arrays
       tokenizer.json    of qwen3/, where the model has that
+      checksums.json    of these files; each component has one of its own
 
-A folder is written under a temporary name and renamed into place: it is whole or it is not there.
+A folder is written under a temporary name and renamed into place: it is whole or it is not there. What is loaded is
+checked against the checksums: the disk may have changed a weight, which would be another voice and no error.
 """
 
 import json
 import logging
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from indextts_jax import config, models
+from indextts_jax import checksums, config, interrupts, models
 from indextts_jax.config import Config
 from indextts_jax.errors import Error, NotFound
 from indextts_jax.files import FileError
@@ -31,20 +33,13 @@ from indextts_jax.text import TextFrontEnd
 log = logging.getLogger(__name__)
 
 FORMAT = 3
+_DESCRIPTION = "model.json"
 _SHAPES = "shapes.json"
 _CONCURRENT_GB = 1  # Orbax reads ahead by this much; more raises the peak memory and is no faster
 
 
 class ModelError(Error):
     """A converted folder that cannot be used; the message names it and says what to do."""
-
-
-class Model(NamedTuple):
-    """A loaded system: what every call of the pipeline needs."""
-
-    params: dict[str, Any]  # component -> parameter tree
-    cfg: Config
-    text: TextFrontEnd
 
 
 def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
@@ -54,12 +49,15 @@ def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
     except ValueError as error:  # which is what a full disk is to TensorStore; the last part of its text says so
+        interrupts.check()
         reason = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
         raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
     leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(tree))
     found = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
+    path = folder / component
     try:
-        (folder / component / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
+        (path / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
+        checksums.write(path, (file for file in path.rglob("*") if file.is_file()))
     except OSError as error:  # of a full disk, it would name no file
         reason = error.strerror
         raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
@@ -82,14 +80,32 @@ def shapes(folder: Path, component: str, cfg: Any) -> Any:
 
 
 def save_description(folder: Path, cfg: Config, source: str) -> None:
-    """Write model.json: the format version, the configuration, and where the weights came from."""
+    """Write model.json, with the format version, the configuration and where the weights came from; then the checksums.
+
+    It is what a folder is completed with. Raises OSError.
+    """
     description = {"format": FORMAT, "source": source, "config": config.to_dict(cfg)}
-    (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    own = [file for file in folder.iterdir() if file.is_file()]
+    checksums.write(folder, [*own, *folder.glob(f"*/{checksums.NAME}")])
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Everything in a converted folder that is not as it was written: a line for each file, which names it."""
+    folder = Path(folder)
+    components = (path.parent for path in sorted(folder.glob(f"*/{checksums.NAME}")))
+    found = [line for part in (folder, *components) for line in checksums.problems(part)]
+    return list(dict.fromkeys(found))
+
+
+def _check(folder: Path, *names: str) -> None:
+    if found := checksums.problems(folder, names):
+        raise ModelError(found[0])
 
 
 def read_description(folder: Path) -> tuple[Config, str]:
     """The configuration and source of a converted folder. Raises NotFound or ModelError."""
-    path = folder / "model.json"
+    path = folder / _DESCRIPTION
     if not path.is_file():
         if (folder / "config.yaml").is_file():
             hint = "this is an unconverted model: run `indextts-jax convert` on it"
@@ -98,32 +114,51 @@ def read_description(folder: Path) -> tuple[Config, str]:
         raise NotFound(f"{path}: no such file; {hint}")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        found = description["format"]
-        if found == FORMAT:
-            return config.from_dict(Config, description["config"]), str(description["source"])
+        if (found := description["format"]) != FORMAT:
+            raise ModelError(f"{path}: format {found}, but this version reads format {FORMAT}; convert the model again")
+        cfg, source = config.from_dict(Config, description["config"]), str(description["source"])
+    except ModelError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); convert the model again") from None
-    raise ModelError(f"{path}: format {found}, but this version reads format {FORMAT}; convert the model again")
+    _check(folder, _DESCRIPTION)
+    return cfg, source
 
 
 def restore(folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Sharding | None = None) -> Any:
     """The parameters of one component as JAX arrays of `dtype`, read straight to their devices.
 
-    cfg: the component's. Raises NotFound when it is missing and ModelError when it cannot be read.
+    Its files are checked meanwhile, by another thread. cfg: the component's. Raises NotFound when it is missing and
+    ModelError when it cannot be read, or is not what was written.
     """
     path = folder.absolute() / component
     if not path.is_dir():
         raise NotFound(f"{path}: the {component} component is missing; convert the model again")
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(checksums.problems, path)
+        try:
+            tree = _read(path, component, cfg, dtype, sharding)
+        except ModelError:
+            if not checked.result():
+                raise
+    if found := checked.result():
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ModelError(f"{found[0]}{more}")
+    return tree
+
+
+def _read(path: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Sharding | None) -> Any:
     place = sharding or SingleDeviceSharding(jax.devices()[0])
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB)
     try:
-        like = shapes(folder, component, cfg)
+        like = shapes(path.parent, component, cfg)
         arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
         with ocp.Checkpointer(handler) as checkpointer:
             tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments))
     except (jax.errors.JaxRuntimeError, MemoryError):  # no room for it is no damage
         raise
     except Exception as error:  # Orbax raises Exception itself for an array cut short, and many others
+        interrupts.check()
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{path}: damaged or of another configuration ({reason}); convert the model again") from error
     wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, like)
@@ -137,28 +172,11 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def load(
-    folder: str | Path,
-    dtype: Any = None,
-    components: Sequence[str] = models.COMPONENTS,
-    sharding: Sharding | None = None,
-) -> Model:
-    """Load a converted model, component by component, onto the first device or where `sharding` says.
-
-    dtype: of weights and computation, float32 or bfloat16 (None: `default_dtype`). Raises NotFound and
-    ModelError.
-    """
-    folder = Path(folder)
-    cfg, _ = read_description(folder)
-    kind = jnp.dtype(dtype or default_dtype())
-    params = {name: restore(folder, name, getattr(cfg, name), kind, sharding) for name in components}
-    return Model(params, cfg, load_text(folder))
-
-
 def load_text(folder: str | Path) -> TextFrontEnd:
     """The text front end of a converted model, without its weights. Raises NotFound and ValueError."""
     folder = Path(folder)
     read_description(folder)
+    _check(folder, "bpe.model")
     glossary = folder / "glossary.yaml"
     return TextFrontEnd.load(folder / "bpe.model", glossary if glossary.is_file() else None)
 
@@ -175,6 +193,7 @@ def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
             f"{path}: this model was converted without Qwen, which reads emotions off texts; convert a folder that has "
             "qwen0.6bemo4-merge"
         )
+    _check(folder, path.name)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more special

@@ -1,51 +1,256 @@
-"""Files and folders that are whole or not there: written under a temporary name, then renamed into place."""
+"""Files and folders that are whole or not there: written under a temporary name, then renamed into place.
 
+A temporary name is `.NAME.PROCESS.RANDOM.tmp` (a file) or `.partial` (a folder) beside NAME. While its process lives it
+holds a lock on it; what can be locked was left by a process that was killed, and is removed when NAME is next written.
+"""
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import hashlib
 import os
+import re
+import secrets
 import shutil
-import tempfile
-import uuid
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from indextts_jax import interrupts
 from indextts_jax.errors import Error, NotFound
+
+_LONGEST_NAME = 200  # bytes; with what a temporary name adds, within the 255 that file systems allow
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FileError(Error):
-    """A file or folder that cannot be written; the message says which and what to do."""
+    """A file or folder that cannot be read or written; the message says which and what to do."""
+
+
+def read(path: Path, most: int) -> bytes:
+    """The content of a small file, of at most `most` bytes. Raises NotFound or FileError."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which does not wait for the writer of a pipe
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise FileError(f"{path}: is no regular file; give a file")
+            with open(file, "rb", closefd=False) as opened:
+                content = opened.read(most + 1)
+        finally:
+            os.close(file)
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({reason(error)}); check its permissions") from None
+    if len(content) > most:
+        raise FileError(f"{path}: is larger than {most:,} bytes, too large for what it should hold; check the path")
+    return content
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, without the name of the file: "No space left on device"."""
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears only once it is complete; a failure leaves what was there before. Raises FileError."""
+    """Write a file that appears only once it is complete, on the disk too; a failure leaves what was there before.
+
+    Raises FileError.
+    """
     if not path.parent.is_dir():
         raise FileError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    if not path.is_symlink() and path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
+    _sweep(path, "tmp")
+    temporary = _Temporary(path, "tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        temporary.make()
+        temporary.write(content)
+        interrupts.check()
+        os.replace(temporary.path, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}; choose another place or free some space") from error
+        raise FileError(f"cannot write {path}: {reason(error)}; choose another place or free some space") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.remove()
 
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` when the block ends, and is removed when it fails.
 
-    Raises FileError when `target` exists or nothing can be written there, NotFound when its folder is missing.
+    All that is in it is on the disk before it has its name. Raises FileError when `target` exists, is being written by
+    another process or cannot be written, NotFound when its folder is missing.
     """
+    exists = "exists already; remove it or choose another folder"
     if os.path.lexists(target):
-        raise FileError(f"{target}: exists already; remove it or choose another folder")
+        raise FileError(f"{target}: {exists}")
     if not target.parent.is_dir():
-        raise NotFound(f"{target.parent}: no such folder, so {target.name} cannot be written there")
+        raise NotFound(f"{target.parent}: no such folder, so {target.name} cannot be written there; create it first")
+    if writer := _sweep(target, "partial"):
+        raise FileError(f"{target}: is being written by another process ({writer}); wait for it or choose another name")
+    temporary = _Temporary(target, "partial")
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise FileError(f"{target.parent}: {target.name} cannot be written there ({error.strerror})") from None
-    try:
-        partial.chmod(0o755)
-        yield partial
-        os.rename(partial, target)
+        try:
+            temporary.make()
+        except OSError as error:
+            raise FileError(
+                f"{target.parent}: {target.name} cannot be written there ({reason(error)}); choose another place"
+            ) from None
+        try:
+            yield temporary.path
+            interrupts.check()
+            _sync(temporary.path)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise FileError(f"{target}: cannot be written ({reason(error)}); free some space") from error
+        try:
+            os.rename(temporary.path, target)
+        except OSError as error:
+            why = exists if os.path.lexists(target) else f"cannot be written ({reason(error)}); choose another place"
+            raise FileError(f"{target}: {why}") from None
+        _sync_folder(target.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        temporary.remove()
+
+
+# ---- temporary files and folders ------------------------------------------------------------------------------------
+
+
+def _prefix(target: Path) -> str:
+    name = os.fsencode(target.name)
+    return target.name if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()[:32]
+
+
+class _Temporary:
+    """A file ("tmp") or folder ("partial") beside `target`, locked from `make` until `remove`."""
+
+    def __init__(self, target: Path, kind: str):
+        self._target, self._kind = target, kind
+        self._lock: int | None = None
+        self.path = target  # until it is made
+
+    def make(self) -> None:
+        """Make it, empty. Raises OSError."""
+        while self._lock is None:
+            with interrupts.shielded():
+                name = f".{_prefix(self._target)}.{os.getpid()}.{secrets.token_hex(8)}.{self._kind}"
+                self.path = self._target.parent / name
+                if self._kind == "partial":
+                    self.path.mkdir()
+                    self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+                else:
+                    self._lock = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                _open[self] = os.getpid()
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    swept = not os.path.lexists(self.path)  # by one that was faster
+                except BlockingIOError:
+                    swept = True
+                except OSError:  # a file system without locks: then nobody sweeps, either
+                    swept = False
+                if swept:
+                    self.remove()
+
+    def write(self, content: bytes) -> None:
+        """Write a file's content, onto the disk. Raises OSError."""
+        assert self._lock is not None
+        left = memoryview(content)
+        while left:
+            left = left[os.write(self._lock, left[: 1 << 24]) :]  # in pieces, so that a signal is not kept waiting
+        os.fsync(self._lock)
+
+    def remove(self) -> None:
+        """Remove what is there of it under its temporary name, if anything, and unlock it."""
+        with interrupts.shielded():
+            if self in _open:
+                for _ in range(50):  # other threads may still be writing there
+                    _remove(self.path)
+                    if not os.path.lexists(self.path):
+                        del _open[self]
+                        break
+                    time.sleep(0.02)
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+
+_open: dict[_Temporary, int] = {}  # and the process that made it: a fork does not own what its parent made
+
+
+def remove_temporary() -> None:
+    """Remove every temporary file and folder that this process has open; nothing more can be written to them."""
+    for temporary, process in list(_open.items()):
+        for _ in range(100 if process == os.getpid() else 0):
+            if not os.path.lexists(temporary.path):
+                break
+            _remove(temporary.path)
+
+
+atexit.register(remove_temporary)
+interrupts.before_leaving(remove_temporary)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def _sweep(target: Path, kind: str) -> int:
+    """Remove what killed processes left of `target`; -> a process that is writing it now, or 0."""
+    pattern = re.compile(rf"\.{re.escape(_prefix(target))}\.(\d+)\.[0-9a-f]{{16}}\.{kind}")
+    try:
+        names = os.listdir(target.parent)
+    except OSError:
+        return 0
+    writer = 0
+    for match in filter(None, map(pattern.fullmatch, names)):
+        path = target.parent / match[0]
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # gone meanwhile, or not of our making
+            continue
+        try:
+            found = os.fstat(lock)
+            expected = stat.S_ISDIR(found.st_mode) if kind == "partial" else stat.S_ISREG(found.st_mode)
+            if expected and found.st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+        except BlockingIOError:
+            writer = int(match[1])
+        except OSError:  # a file system without locks
+            continue
+        finally:
+            os.close(lock)
+    return writer
+
+
+# ---- onto the disk --------------------------------------------------------------------------------------------------
+
+
+def _sync(folder: Path) -> None:
+    """Have all that is in a folder on the disk. Raises OSError."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            file = os.open(os.path.join(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk, where its file system can promise that. Raises OSError."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(file)

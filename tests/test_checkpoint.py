@@ -4,7 +4,10 @@ import errno
 import functools
 import gc
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from indextts_jax import checkpoint, models
+from indextts_jax import checkpoint, checksums, interrupts, models
 from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description
 from indextts_jax.config import Config, to_dict
 from indextts_jax.files import FileError
@@ -43,7 +46,14 @@ def copy(converted, tmp_path) -> Path:
     shutil.copytree(converted / SMALL, folder / SMALL)
     for name in ("model.json", "bpe.model"):
         shutil.copyfile(converted / name, folder / name)
+    seal(folder)
     return folder
+
+
+def seal(folder: Path) -> None:
+    """Make the checksums of a folder's own files anew."""
+    own = [folder / name for name in ("model.json", "bpe.model")]
+    checksums.write(folder, [*own, *folder.glob("*/checksums.json")])
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -164,22 +174,63 @@ def test_a_missing_component_is_named(copy):
 @pytest.mark.parametrize("how", ["deleted", "cut short"])
 @pytest.mark.parametrize("which", ["largest", "manifest"])
 def test_a_damaged_component_is_named(copy, how, which):
-    files = [path for path in (copy / SMALL).rglob("*") if path.is_file()]
+    names = json.loads((copy / SMALL / "checksums.json").read_text())
+    files = [copy / SMALL / name for name in names]
     largest = max(files, key=lambda path: path.stat().st_size)
     path = largest if which == "largest" else copy / SMALL / "manifest.ocdbt"
     content = path.read_bytes()
     path.unlink()
     if how == "cut short":
         path.write_bytes(content[: len(content) // 2])
-    text = refused(copy)
-    assert text.startswith(f"{copy / SMALL}: damaged or of another configuration (")
-    assert text.endswith("; convert the model again")
-    assert len(text) < 400
+    what = "is missing" if how == "deleted" else f"has {len(content) // 2} bytes, but {len(content)} were written"
+    assert refused(copy) == f"{path}: {what}; convert the model again"
+
+
+def test_a_weight_that_the_disk_changed_is_found(tiny, copy):
+    """Orbax would load another one: a voice that is a little wrong, or noise, and no error."""
+    path = max((copy / SMALL).rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert not same(
+        checkpoint._read(copy / SMALL, SMALL, tiny.cfg.repcodec, jnp.dtype("float32"), None), tiny.params(SMALL)
+    )
+    expected = f"{path}: damaged, its content is not what was written; convert the model again"
+    assert refused(copy) == expected
+    assert checkpoint.verify(copy) == [expected]
+
+
+def test_what_is_read_besides_weights_is_checked(copy):
+    for name in ("bpe.model", "model.json"):
+        path = copy / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"tiny", b"tinY") if name == "model.json" else content[:-1] + b"?")
+        assert refused(copy) == f"{path}: damaged, its content is not what was written; convert the model again"
+        path.write_bytes(content)
+
+
+def test_an_interrupt_is_no_damage(copy, tiny, monkeypatch):
+    """It may come out of Orbax as any error."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ValueError("a task was cancelled") from None
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", interrupted)
+    monkeypatch.setattr(ocp.Checkpointer, "save", interrupted)
+    with pytest.raises(interrupts.Interrupted), interrupts.handled():
+        restore(copy, SMALL, tiny.cfg.repcodec, jnp.dtype("float32"))
+    with pytest.raises(interrupts.Interrupted), interrupts.handled():
+        save(copy, "new", tiny.cfg.repcodec, {})
 
 
 def rewrite(folder: Path, **entries: Any) -> None:
     path = folder / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    seal(folder)
 
 
 @pytest.mark.parametrize("sizes", [{"layers": 4}, {"layers": 2}, {"channels": 48}, {"kernel": 0}])

@@ -19,7 +19,7 @@ import soundfile
 
 import indextts_jax
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden
-from indextts_jax import checkpoint, cli, config, pipeline
+from indextts_jax import checkpoint, cli, config, files, pipeline
 
 pytestmark = pytest.mark.whole
 
@@ -200,6 +200,31 @@ def test_info_names_every_component(converted, capsys):
     assert "gpt                 476,962 parameters" in printed
     assert "converted from tiny, format 3" in printed
     assert run("info", FIXTURES / "tiny") == 1
+    assert "run `indextts-jax convert` on it" in capsys.readouterr().err
+
+
+def test_info_verifies_a_model(converted, tmp_path, capsys):
+    assert run("info", converted, "--verify") == 0
+    assert capsys.readouterr().out.endswith("every file is as it was written\n")
+    model = tmp_path / "model"
+    shutil.copytree(converted, model)
+    damaged = [model / "bpe.model", max((model / "gpt").rglob("*"), key=lambda path: path.stat().st_size)]
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    (model / "repcodec" / "checksums.json").unlink()
+    assert run("info", model, "--verify") == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        f"{damaged[0]}: damaged, its content is not what was written; convert the model again",
+        f"{model}/repcodec/checksums.json: is missing; convert the model again",
+        f"{damaged[1]}: damaged, its content is not what was written; convert the model again",
+    ]
+    assert printed.err == (
+        f"indextts-jax: error: {model}: damaged or missing: 3 of its files; convert the model again\n"
+    )
+    assert run("info", FIXTURES / "tiny", "--verify") == 1
     assert "run `indextts-jax convert` on it" in capsys.readouterr().err
 
 
@@ -437,7 +462,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(converted, tmp_path
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(files._Temporary, "write", full)
     assert speak(converted, out, "--max-codes", 20, "--steps", 2) == 1
     assert "out.wav: No space left on device" in capsys.readouterr().err
     monkeypatch.undo()

@@ -537,7 +537,7 @@ class Interrupted:
         (Interrupted.by_hand, KeyboardInterrupt),
         (Interrupted.by_a_missing_tensor, CheckpointError),
         (Interrupted.by_an_unknown_tensor, CheckpointError),
-        (Interrupted.by_a_full_disk, OSError),
+        (Interrupted.by_a_full_disk, FileError),
     ],
 )
 def test_nothing_is_left_behind(folder, tmp_path, monkeypatch, way, error):

@@ -11,7 +11,7 @@ LAYERS = (
     ("errors", "buckets", "timing", "models.layers"),
     ("interrupts", "models", "features", "seeds"),
     ("files", "config", "decoding", "text"),
-    ("audio", "stages", "emotion"),
+    ("audio", "stages", "emotion", "checksums"),
     ("voice", "reader"),
     ("render", "checkpoint"),
     ("pipeline",),

@@ -37,10 +37,9 @@ def run_command(command: Callable[[argparse.Namespace], None], options: argparse
     try:
         with interrupts.handled():
             command(options)
-    except interrupts.Interrupted as signal:
-        return _fail("interrupted; an output file that is there is complete", signal.status)
-    except KeyboardInterrupt:
-        return _fail("interrupted; an output file that is there is complete", 130)
+    except KeyboardInterrupt as error:
+        status = error.status if isinstance(error, interrupts.Interrupted) else 130
+        return _fail("interrupted; an output file that is there is complete", status)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -11,15 +11,18 @@ def add(commands: Any) -> None:
     sub = command(commands, "info", run, "Show what a converted model is made of.", "DIR [options]")
     group = sub.add_argument_group("everyday")
     group.add_argument("model", type=Path, metavar="DIR", help="folder that `indextts-jax convert` made")
+    group.add_argument("--verify", action="store_true", help="check every file against the checksums of the conversion")
     add_common(sub)
 
 
 def run(options: argparse.Namespace) -> None:
     import jax
 
-    from indextts_jax import checkpoint, models
+    from indextts_jax import checkpoint, checksums, models
     from indextts_jax.errors import NotFound
 
+    if options.verify and (options.model / checksums.NAME).exists():
+        _verify(options.model)
     cfg, source = checkpoint.read_description(options.model)
     print(f"{options.model}: converted from {source}, format {checkpoint.FORMAT}")
     for name in (*models.COMPONENTS, *(name for name in models.OPTIONAL if getattr(cfg, name))):
@@ -30,3 +33,15 @@ def run(options: argparse.Namespace) -> None:
         count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.shapes(options.model, name, getattr(cfg, name))))
         print(f"{name:12} {count:14,} parameters {size / 1e6:10.1f} MB  {getattr(cfg, name)}")
     print(f"{'mel':12} {cfg.mel}")
+    if options.verify:
+        print("every file is as it was written")
+
+
+def _verify(model: Path) -> None:
+    """Say what is damaged, a line for each file. Raises ModelError if anything is."""
+    from indextts_jax import checkpoint
+
+    if not (found := checkpoint.verify(model)):
+        return
+    print(*found, sep="\n")
+    raise checkpoint.ModelError(f"{model}: damaged or missing: {len(found)} of its files; convert the model again")

@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> None:
             model.cfg,
             [analysis],
             [voice],
-            [jax.random.key(options.seed)],
+            [options.seed],
             settings,
             [felt],
             given,
