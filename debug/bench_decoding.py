@@ -114,8 +114,6 @@ def main() -> None:
     parser.add_argument("--codes-only", action="store_true")
     parser.add_argument("--flow-steps", type=int, default=25)
     options = parser.parse_args()
-    if options.dtype == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")
     print(f"{jax.devices()[0].device_kind}, {options.dtype}, jax {jax.__version__}\n")
     batches_table(options) if options.model else steps_table(options)
 

@@ -46,7 +46,6 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=100)
     parser.add_argument("--steps", type=int, default=25, help="of the flow")
     options = parser.parse_args()
-    jax.config.update("jax_default_matmul_precision", "highest")
     exact, rounded = (load(options.model, dtype) for dtype in ("float32", "bfloat16"))
     recording = audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav")
     voice, other = (listen(model.params, model.cfg, recording) for model in (exact, rounded))

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from debug.follow import Case, Comparison, Golden
@@ -185,7 +184,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw mels and attention (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    jax.config.update("jax_default_matmul_precision", "highest")
     try:
         if options.plot:
             import matplotlib  # noqa: F401 (before the minutes that it takes to have something to draw)

@@ -137,7 +137,7 @@ class Recorder:
             out = jax.block_until_ready(function(*arguments, **keywords))
         stage.compile_s += watch.preparing
         compiled = traced.lower().compile()  # the one that ran
-        cost, room = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
         after = _counts([out])
         drawn = int((after - before).max()) if stage.name == "decoding" and before is not None else 0
         trips = -(-drawn // decoding.CHUNK)
@@ -147,7 +147,7 @@ class Recorder:
         stage.flops += counting.products(traced.jaxpr.jaxpr, trips)
         stage.xla_flops += cost.get("flops", 0.0)
         stage.xla_bytes += cost.get("bytes accessed", 0.0)
-        stage.temporary = max(stage.temporary, room.temp_size_in_bytes if room else 0)
+        stage.temporary = max(stage.temporary, memory.temp_size_in_bytes if memory else 0)
         stage.bytes += max(steps, 1) * moved + counting.size(out)
         return out
 

@@ -68,7 +68,7 @@ def table(result: dict[str, Any], before: dict[str, Any] | None = None, least: f
         own = stages_of(result, chain)
         lines += ["", f"## {chain['dtype']}, batch {chain['batch']}, {chain['beams']} beams, {chain['codes']} codes, "
                   f"{chain['seconds']:g} s of voice", ""]  # fmt: skip
-        lines.append(f"| stage | calls | compile s | run s | spread | GFLOP | XLA's | GB | XLA's | room MB | floor s "
+        lines.append(f"| stage | calls | compile s | run s | spread | GFLOP | XLA's | GB | XLA's | temp. MB | floor s "
                      f"| reached |{last}")  # fmt: skip
         lines.append("|---|---|---|---|---|---|---|---|---|---|---|---|" + "---|" * bool(before))
         small = [row for row in own if row["run_s"] < least]
@@ -140,12 +140,12 @@ def scaling(result: dict[str, Any]) -> list[Curves]:
             own = [{row["name"]: row for row in stages_of(result, chain)} for chain in chains]
             names = [name for name in STAGES if all(name in rows for rows in own)]
             others = [f"{chains[0][key]:g} {other}" for key, other in SIZES.items() if key != size]
-            seconds, room = (
+            seconds, temporary = (
                 {name: [rows[name][key] for rows in own] for name in names} for key in ("run_s", "temporary_bytes")
             )
             seconds["whole chain"] = [chain["listen_s"] + chain["speak_s"] for chain in chains]
             title = f"{word}: {chains[0]['dtype']}, {', '.join(others)}, {chains[0]['flow_steps']} steps"
-            found.append(Curves(size, title, [chain[size] for chain in chains], seconds, room))
+            found.append(Curves(size, title, [chain[size] for chain in chains], seconds, temporary))
     return found
 
 
@@ -163,15 +163,17 @@ def _grown(curves: Curves, least: float) -> list[str]:
         "",
         f"## growth with {curves.title}",
         "",
-        f"| seconds |{heads} exponent | at the end | room MB | exponent |",
+        f"| seconds |{heads} exponent | at the end | temporary MB | exponent |",
     ]
     lines.append("|---|" + "---|" * (len(curves.values) + 4))
     for name, seconds in curves.seconds.items():
         if max(seconds) < 10 * least:
             continue
-        room = curves.bytes.get(name)
+        temporary = curves.bytes.get(name)
         memory = (
-            f"{room[0] / 1e6:,.0f} to {room[-1] / 1e6:,.0f} | {exponent(curves.values, room):.2f}" if room else " | "
+            f"{temporary[0] / 1e6:,.0f} to {temporary[-1] / 1e6:,.0f} | {exponent(curves.values, temporary):.2f}"
+            if temporary
+            else " | "
         )
         end = exponent(curves.values[-2:], seconds[-2:])
         times = "".join(f" {value:.3f} |" for value in seconds)

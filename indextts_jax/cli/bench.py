@@ -72,7 +72,6 @@ def run(options: argparse.Namespace, reference: Any = None) -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
         measured = machine.measure(dtypes)
         for dtype in dtypes:
-            jax.config.update("jax_default_matmul_precision", "highest" if dtype == "float32" else None)
             model = load(options.model, dtype) if options.model else None
             cfg = model.cfg if model else Config()
             params = model.params if model else chain.parameters(cfg, dtype)
