@@ -6,18 +6,18 @@ Each component has one file here with three functions: `tensors(folder, settings
 
 import dataclasses
 import importlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from indextts_jax import checkpoint, interrupts, models
-from indextts_jax.config import Config, entry, from_yaml, read_yaml
+from indextts_jax import config as configuration
+from indextts_jax.config import Config, ConfigError, from_yaml, inside, read_json, read_yaml
 from indextts_jax.convert import qwen3
 from indextts_jax.convert.table import Report, files, fill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
-from indextts_jax.errors import Error, NotFound
+from indextts_jax.errors import Error, NotFound, shown
 from indextts_jax.files import whole
 from indextts_jax.models.qwen3 import Qwen3Config
 
@@ -46,36 +46,44 @@ def _open(component: str, folder: Path, settings: dict) -> tuple[Any, Tensors]:
     converter = _converter(component)
     tensors = converter.tensors(folder, settings)
     where = files(tensors) or folder
+    base = getattr(from_yaml(settings), component) or Qwen3Config()  # of which config.yaml says nothing
+    more = extra(component, folder, settings)
     try:
-        base = getattr(from_yaml(settings), component) or Qwen3Config()  # of which config.yaml says nothing
-        cfg = converter.config(base, tensors, extra(component, folder, settings))
+        cfg = converter.config(base, tensors, more)
+        configuration.check(cfg)
+    except ConfigError as error:
+        places = _places(component, settings)  # where the sizes come from, if not from the tensors
+        raise CheckpointError(f"{folder / places[0] if places else where}: cannot be used: {error}") from None
     except Error:
         raise
     except KeyError as error:
         raise CheckpointError(f"{where}: tensor {error.args[0]} is missing ({component}); download it again") from None
     except (TypeError, ValueError) as error:
         interrupts.check()
-        raise CheckpointError(f"{where}: the sizes of {component} cannot be read off it: {error}") from None
+        raise CheckpointError(f"{where}: the sizes of {component} cannot be read off it: {shown(error)}") from None
     return cfg, tensors
+
+
+def _places(component: str, settings: dict[str, Any]) -> list[str]:
+    """The JSON files of a component, inside the model folder."""
+    match component:
+        case "w2vbert":
+            return ["hf_cache/w2v-bert-2.0/config.json"]
+        case "bigvgan":
+            return ["hf_cache/bigvgan/config.json"]
+        case "qwen3":
+            return [f"{qwen3.place(settings)}/{name}" for name in ("config.json", "generation_config.json")]
+    return []
 
 
 def extra(component: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The component's own JSON files in a model folder, the later over the earlier; empty for those that have none."""
-    places = {"w2vbert": ["hf_cache/w2v-bert-2.0/config.json"], "bigvgan": ["hf_cache/bigvgan/config.json"]}
-    if component == "qwen3":
-        places["qwen3"] = [f"{qwen3.place(settings)}/{name}" for name in ("config.json", "generation_config.json")]
     found: dict[str, Any] = {}
-    for place in places.get(component, []):
+    for place in _places(component, settings):
         path = folder / place
         if not path.is_file():
             raise NotFound(f"{path}: no such file; it belongs to the {component} component")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not a JSON file: {error}") from None
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path}: holds no entries; download it again")
-        found |= content
+        found |= read_json(path)
     return found
 
 
@@ -89,8 +97,7 @@ def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Repo
         like = models.shapes(component, cfg)
     except (ArithmeticError, TypeError, ValueError) as error:
         interrupts.check()
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{files(tensors)}: does not fit config.yaml ({component}): {reason}") from None
+        raise CheckpointError(f"{files(tensors)}: does not fit config.yaml ({component}): {shown(error)}") from None
     return fill(component, _converter(component).table(cfg), tensors, like, strict)
 
 
@@ -104,7 +111,7 @@ def convert(
     """
     settings = read_yaml(folder / "config.yaml")
     cfg = read_config(folder)
-    vocabulary = folder / entry(settings, "dataset.bpe_model", str)
+    vocabulary = folder / inside(settings, "dataset.bpe_model")
     if not vocabulary.is_file():
         raise NotFound(f"{vocabulary}: no such file; it holds the text vocabulary")
     reports = []
