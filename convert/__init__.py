@@ -20,6 +20,7 @@ from indextts_jax.convert.tensors import CheckpointError, Tensors
 from indextts_jax.errors import Error, NotFound, shown
 from indextts_jax.files import whole
 from indextts_jax.models.qwen3 import Qwen3Config
+from indextts_jax.text import TextFrontEnd
 
 __all__ = ["CheckpointError", "Report", "convert", "read", "read_config"]
 
@@ -101,6 +102,35 @@ def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Repo
     return fill(component, _converter(component).table(cfg), tensors, like, strict)
 
 
+def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Path]:
+    """The files besides weights that a converted model needs, by their names there; each was understood."""
+    found = {"bpe.model": folder / inside(settings, "dataset.bpe_model")}
+    if (folder / "glossary.yaml").is_file():
+        found["glossary.yaml"] = folder / "glossary.yaml"
+    if cfg.qwen3 is not None:
+        found["tokenizer.json"] = folder / qwen3.place(settings) / "tokenizer.json"
+    for path in found.values():
+        if not path.is_file():
+            raise NotFound(f"{path}: no such file; it belongs to the model, download it again")
+    try:
+        text = TextFrontEnd.load(found["bpe.model"], found.get("glossary.yaml"))
+    except Error:
+        raise
+    except (ValueError, OSError) as error:
+        interrupts.check()
+        raise CheckpointError(shown(error, 300)) from None
+    _must_fit(found["bpe.model"], text.processor.get_piece_size(), cfg.gpt.texts)
+    if cfg.qwen3 is not None:
+        tokenizer = checkpoint.read_tokenizer(found["tokenizer.json"])
+        _must_fit(found["tokenizer.json"], tokenizer.get_vocab_size(), cfg.qwen3.vocabulary)
+    return found
+
+
+def _must_fit(path: Path, pieces: int, most: int) -> None:
+    if pieces > most:
+        raise CheckpointError(f"{path}: has {pieces} pieces, but the model knows {most}: it belongs to another model")
+
+
 def convert(
     folder: Path, out: Path, strict: bool = False, progress: Callable[[Report], None] = lambda report: None
 ) -> list[Report]:
@@ -111,19 +141,11 @@ def convert(
     """
     settings = read_yaml(folder / "config.yaml")
     cfg = read_config(folder)
-    vocabulary = folder / inside(settings, "dataset.bpe_model")
-    if not vocabulary.is_file():
-        raise NotFound(f"{vocabulary}: no such file; it holds the text vocabulary")
+    others = _others(folder, settings, cfg)
     reports = []
     with whole(out) as partial:
-        shutil.copyfile(vocabulary, partial / "bpe.model")
-        if (folder / "glossary.yaml").is_file():
-            shutil.copyfile(folder / "glossary.yaml", partial / "glossary.yaml")
-        if cfg.qwen3 is not None:
-            tokenizer = folder / qwen3.place(settings) / "tokenizer.json"
-            if not tokenizer.is_file():
-                raise NotFound(f"{tokenizer}: no such file; it belongs to the qwen3 component")
-            shutil.copyfile(tokenizer, partial / "tokenizer.json")
+        for name, path in others.items():
+            shutil.copyfile(path, partial / name)
         for component in components(folder, settings):
             interrupts.check()
             tree, report = read(component, folder, strict)

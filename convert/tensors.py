@@ -336,7 +336,10 @@ def _read_shaped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: in
 
 
 def _read(path: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-    flat = np.fromfile(path, dtype, count=count, offset=offset)
+    try:
+        flat = np.fromfile(path, dtype, count=count, offset=offset)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its disk") from None
     if flat.size != count:
         raise CheckpointError(f"{path}: became shorter while it was read; convert again")
     return flat

@@ -214,8 +214,6 @@ def load_text(folder: str | Path) -> TextFrontEnd:
 
 def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
     """What reads emotions off texts: Qwen and its tokenizer, not the rest. Raises NotFound and ModelError."""
-    from tokenizers import Tokenizer
-
     folder = Path(folder)
     cfg, _ = read_description(folder)
     path = folder / "tokenizer.json"
@@ -225,8 +223,16 @@ def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
             "qwen0.6bemo4-merge"
         )
     _check(folder, path.name)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ModelError(f"{path}: not a tokenizer ({shown(error)}); convert the model again") from None
+    tokenizer = read_tokenizer(path)
     return Reader(restore(folder, "qwen3", cfg.qwen3, jnp.dtype(dtype or default_dtype())), cfg.qwen3, tokenizer)
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer in a tokenizer.json. Raises ModelError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        interrupts.check()
+        raise ModelError(f"{path}: not a tokenizer ({shown(error)}); download or convert the model again") from None

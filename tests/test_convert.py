@@ -1,5 +1,6 @@
 """The converters: the contract on the tiny checkpoint and on the official shapes, and what is said of bad folders."""
 
+import dataclasses
 import errno
 import functools
 import json
@@ -31,6 +32,7 @@ from indextts_jax.convert import (
 )  # fmt: skip
 from indextts_jax.convert.table import fill
 from indextts_jax.convert.tensors import Tensors, read_pth
+from indextts_jax.errors import Error
 from indextts_jax.files import FileError
 from indextts_jax.models.qwen3 import Qwen3Config
 from tests.files import Call, Name, arrays, change, linked, ones, write_pth
@@ -583,6 +585,42 @@ def test_nothing_is_left_behind(folder, tmp_path, monkeypatch, way, error):
     with pytest.raises(error):
         convert.convert(folder, target / "out", **options)
     assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "text"),
+    [
+        ("bpe.model", b"no model", "not a readable SentencePiece model"),
+        ("glossary.yaml", b"a: [", "not valid YAML"),
+        ("glossary.yaml", b"- 5", "expected `term: reading` entries"),
+        ("qwen0.6bemo4-merge/tokenizer.json", b"{}", "not a tokenizer"),
+        ("qwen0.6bemo4-merge/tokenizer.json", None, "no such file; it belongs to the model"),
+        ("bpe.model", None, "no such file; it belongs to the model"),
+    ],
+)
+def test_other_files_are_understood_before_anything_is_written(folder, tmp_path, monkeypatch, place, content, text):
+    """Not at the first sentence."""
+    monkeypatch.setattr(convert, "whole", None)
+    path = folder / place
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Error) as caught:
+        convert.convert(folder, tmp_path / "out")
+    assert str(caught.value).startswith(f"{path}: {text}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("component", "size", "name"), [("gpt", "texts", r"bpe\.model"), ("qwen3", "vocabulary", r"tokenizer\.json")]
+)
+def test_a_vocabulary_of_another_model_is_refused(tiny, folder, tmp_path, monkeypatch, component, size, name):
+    cfg = dataclasses.replace(tiny.cfg, **{component: dataclasses.replace(getattr(tiny.cfg, component), **{size: 10})})
+    monkeypatch.setattr(convert, "read_config", lambda folder: cfg)
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: has \d+ pieces, but the model knows 10: it belongs to another"
+    ):
+        convert.convert(folder, tmp_path / "out")
 
 
 def test_what_exists_is_left_alone(folder, tmp_path):
