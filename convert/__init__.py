@@ -6,20 +6,21 @@ Each component has one file here with three functions: `tensors(folder, settings
 
 import dataclasses
 import importlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from indextts_jax import checkpoint, interrupts, models
-from indextts_jax.config import Config, entry, from_yaml, read_yaml
+from indextts_jax import config as configuration
+from indextts_jax.config import Config, ConfigError, from_yaml, inside, read_json, read_yaml
 from indextts_jax.convert import qwen3
 from indextts_jax.convert.table import Report, files, fill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
-from indextts_jax.errors import Error, NotFound
+from indextts_jax.errors import Error, NotFound, shown
 from indextts_jax.files import whole
 from indextts_jax.models.qwen3 import Qwen3Config
+from indextts_jax.text import TextFrontEnd
 
 __all__ = ["CheckpointError", "Report", "convert", "read", "read_config"]
 
@@ -46,36 +47,44 @@ def _open(component: str, folder: Path, settings: dict) -> tuple[Any, Tensors]:
     converter = _converter(component)
     tensors = converter.tensors(folder, settings)
     where = files(tensors) or folder
+    base = getattr(from_yaml(settings), component) or Qwen3Config()  # of which config.yaml says nothing
+    more = extra(component, folder, settings)
     try:
-        base = getattr(from_yaml(settings), component) or Qwen3Config()  # of which config.yaml says nothing
-        cfg = converter.config(base, tensors, extra(component, folder, settings))
+        cfg = converter.config(base, tensors, more)
+        configuration.check(cfg)
+    except ConfigError as error:
+        places = _places(component, settings)  # where the sizes come from, if not from the tensors
+        raise CheckpointError(f"{folder / places[0] if places else where}: cannot be used: {error}") from None
     except Error:
         raise
     except KeyError as error:
         raise CheckpointError(f"{where}: tensor {error.args[0]} is missing ({component}); download it again") from None
     except (TypeError, ValueError) as error:
         interrupts.check()
-        raise CheckpointError(f"{where}: the sizes of {component} cannot be read off it: {error}") from None
+        raise CheckpointError(f"{where}: the sizes of {component} cannot be read off it: {shown(error)}") from None
     return cfg, tensors
+
+
+def _places(component: str, settings: dict[str, Any]) -> list[str]:
+    """The JSON files of a component, inside the model folder."""
+    match component:
+        case "w2vbert":
+            return ["hf_cache/w2v-bert-2.0/config.json"]
+        case "bigvgan":
+            return ["hf_cache/bigvgan/config.json"]
+        case "qwen3":
+            return [f"{qwen3.place(settings)}/{name}" for name in ("config.json", "generation_config.json")]
+    return []
 
 
 def extra(component: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The component's own JSON files in a model folder, the later over the earlier; empty for those that have none."""
-    places = {"w2vbert": ["hf_cache/w2v-bert-2.0/config.json"], "bigvgan": ["hf_cache/bigvgan/config.json"]}
-    if component == "qwen3":
-        places["qwen3"] = [f"{qwen3.place(settings)}/{name}" for name in ("config.json", "generation_config.json")]
     found: dict[str, Any] = {}
-    for place in places.get(component, []):
+    for place in _places(component, settings):
         path = folder / place
         if not path.is_file():
             raise NotFound(f"{path}: no such file; it belongs to the {component} component")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not a JSON file: {error}") from None
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path}: holds no entries; download it again")
-        found |= content
+        found |= read_json(path)
     return found
 
 
@@ -89,9 +98,37 @@ def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Repo
         like = models.shapes(component, cfg)
     except (ArithmeticError, TypeError, ValueError) as error:
         interrupts.check()
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{files(tensors)}: does not fit config.yaml ({component}): {reason}") from None
+        raise CheckpointError(f"{files(tensors)}: does not fit config.yaml ({component}): {shown(error)}") from None
     return fill(component, _converter(component).table(cfg), tensors, like, strict)
+
+
+def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Path]:
+    """The files besides weights that a converted model needs, by their names there; each was understood."""
+    found = {"bpe.model": folder / inside(settings, "dataset.bpe_model")}
+    if (folder / "glossary.yaml").is_file():
+        found["glossary.yaml"] = folder / "glossary.yaml"
+    if cfg.qwen3 is not None:
+        found["tokenizer.json"] = folder / qwen3.place(settings) / "tokenizer.json"
+    for path in found.values():
+        if not path.is_file():
+            raise NotFound(f"{path}: no such file; it belongs to the model, download it again")
+    try:
+        text = TextFrontEnd.load(found["bpe.model"], found.get("glossary.yaml"))
+    except Error:
+        raise
+    except (ValueError, OSError) as error:
+        interrupts.check()
+        raise CheckpointError(shown(error, 300)) from None
+    _must_fit(found["bpe.model"], text.processor.get_piece_size(), cfg.gpt.texts)
+    if cfg.qwen3 is not None:
+        tokenizer = checkpoint.read_tokenizer(found["tokenizer.json"])
+        _must_fit(found["tokenizer.json"], tokenizer.get_vocab_size(), cfg.qwen3.vocabulary)
+    return found
+
+
+def _must_fit(path: Path, pieces: int, most: int) -> None:
+    if pieces > most:
+        raise CheckpointError(f"{path}: has {pieces} pieces, but the model knows {most}: it belongs to another model")
 
 
 def convert(
@@ -104,19 +141,11 @@ def convert(
     """
     settings = read_yaml(folder / "config.yaml")
     cfg = read_config(folder)
-    vocabulary = folder / entry(settings, "dataset.bpe_model", str)
-    if not vocabulary.is_file():
-        raise NotFound(f"{vocabulary}: no such file; it holds the text vocabulary")
+    others = _others(folder, settings, cfg)
     reports = []
     with whole(out) as partial:
-        shutil.copyfile(vocabulary, partial / "bpe.model")
-        if (folder / "glossary.yaml").is_file():
-            shutil.copyfile(folder / "glossary.yaml", partial / "glossary.yaml")
-        if cfg.qwen3 is not None:
-            tokenizer = folder / qwen3.place(settings) / "tokenizer.json"
-            if not tokenizer.is_file():
-                raise NotFound(f"{tokenizer}: no such file; it belongs to the qwen3 component")
-            shutil.copyfile(tokenizer, partial / "tokenizer.json")
+        for name, path in others.items():
+            shutil.copyfile(path, partial / name)
         for component in components(folder, settings):
             interrupts.check()
             tree, report = read(component, folder, strict)

@@ -6,6 +6,7 @@ from typing import Any
 
 from indextts_jax.convert.table import Leaves, Module, Row, Table, convolution, parameters, stacked, weight_norm
 from indextts_jax.convert.tensors import CheckpointError, Tensors, flatten, read_pth
+from indextts_jax.errors import short
 from indextts_jax.models.bigvgan import BigVGANConfig, low_pass
 
 _KNOWN = {
@@ -28,7 +29,7 @@ def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
 def config(base: BigVGANConfig, tensors: Tensors, extra: dict[str, Any]) -> BigVGANConfig:
     for name, value in _KNOWN.items():
         if extra.get(name, value) != value:
-            raise CheckpointError(f"bigvgan/config.json: {name} is {extra[name]!r}, only {value!r} is supported")
+            raise CheckpointError(f"bigvgan/config.json: {name} is {short(extra[name])}, only {value!r} is supported")
     channels, mels, _ = tensors["conv_pre.weight_v"].shape
     return dataclasses.replace(
         base,

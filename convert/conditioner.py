@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.config import entry
+from indextts_jax.config import inside
 from indextts_jax.convert.table import (
     Leaves,
     Module,
@@ -25,7 +25,7 @@ _MODULES = ("conditioning_encoder.", "perceiver_encoder.", "emo_", "emovec_layer
 
 def gpt_file(folder: Path, settings: dict[str, Any]) -> Tensors:
     """All tensors of gpt.pth, which two components share; a `model` wrapper around them is taken off."""
-    path = folder / entry(settings, "gpt_checkpoint", str)
+    path = folder / inside(settings, "gpt_checkpoint")
     state = read_pth(path)
     return flatten(state.get("model", state) if isinstance(state, dict) else state, path)
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.config import entry
+from indextts_jax.config import inside
 from indextts_jax.convert.table import Row, Table, parameters
 from indextts_jax.convert.tensors import CheckpointError, Tensor, Tensors, read_pth
 from indextts_jax.models.prototypes import PrototypesConfig
@@ -13,7 +13,7 @@ from indextts_jax.models.prototypes import PrototypesConfig
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
     found = {}
     for name in ("spk_matrix", "emo_matrix"):
-        path = folder / entry(settings, name, str).strip()
+        path = folder / inside(settings, name)
         tensor = read_pth(path)
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: holds no tensor but {type(tensor).__name__}; download it again")

@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.config import entry
+from indextts_jax.config import inside
 from indextts_jax.convert.table import Row, Table, beside, dense_out_in, embedding, rms_norm
 from indextts_jax.convert.tensors import CheckpointError, Tensors, read_safetensors
+from indextts_jax.errors import short
 from indextts_jax.models.qwen3 import Qwen3Config
 
 # What the entries of config.json must be; those that are left out mean the last value.
@@ -31,7 +32,7 @@ _SIZES = {
 
 def place(settings: dict[str, Any]) -> str:
     """The model's folder inside the model folder."""
-    return entry(settings, "qwen_emo_path", str).strip().rstrip("/")
+    return inside(settings, "qwen_emo_path")
 
 
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
@@ -45,17 +46,19 @@ def config(base: Qwen3Config, tensors: Tensors, extra: dict[str, Any]) -> Qwen3C
     """`extra`: the model's config.json, and over it generation_config.json, whose stop ids are the ones that count."""
     for name, (known, otherwise) in _KNOWN.items():
         if (value := extra.get(name, otherwise)) != known:
-            raise CheckpointError(f"Qwen3's config.json: {name} is {value!r}, only {known!r} is supported")
+            raise CheckpointError(f"Qwen3's config.json: {name} is {short(value)}, only {known!r} is supported")
 
     def needed(name: str, *kinds: type) -> Any:
         if type(value := extra.get(name)) not in kinds:
-            raise CheckpointError(f"Qwen3's config.json: {name} is missing or wrong ({value!r}); download it again")
+            raise CheckpointError(
+                f"Qwen3's config.json: {name} is missing or wrong ({short(value)}); download it again"
+            )
         return value
 
     stops = needed("eos_token_id", int, list)
     stops = tuple(stops) if isinstance(stops, list) else (stops,)
     if not stops or any(type(stop) is not int for stop in stops):
-        raise CheckpointError(f"Qwen3's config.json: eos_token_id is {stops!r}, not one or more ids")
+        raise CheckpointError(f"Qwen3's config.json: eos_token_id is {short(stops)}, not one or more ids")
     return dataclasses.replace(
         base,
         **{ours: needed(theirs, int) for ours, theirs in _SIZES.items()},

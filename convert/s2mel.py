@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.config import entry
+from indextts_jax.config import inside
 from indextts_jax.convert.table import (
     Row,
     Table,
@@ -21,7 +21,7 @@ from indextts_jax.models.s2mel import S2MelConfig, time_frequencies
 
 
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
-    path = folder / entry(settings, "s2mel_checkpoint", str)
+    path = folder / inside(settings, "s2mel_checkpoint")
     state = read_pth(path)
     if not isinstance(state, dict) or not isinstance(state.get("net"), dict):
         raise CheckpointError(f"{path}: has no `net` entry; this is not the s2mel checkpoint")

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from indextts_jax.convert.tensors import CheckpointError, Tensors
+from indextts_jax.errors import shown
 
 log = logging.getLogger(__name__)
 Leaves = dict[str, np.ndarray]
@@ -273,7 +274,7 @@ def fill(
             except CheckpointError:
                 raise
             except (ValueError, IndexError) as error:  # from numpy, about shapes
-                raise CheckpointError(f"{where}: {label}: tensors do not fit together: {error}") from None
+                raise CheckpointError(f"{where}: {label}: tensors do not fit together: {shown(error)}") from None
             for leaf, value in leaves.items():
                 path = f"{ours}/{leaf}" if ours else leaf
                 if path not in expected:
@@ -304,8 +305,8 @@ def fill(
                 _check_constant(where, name, tensors[name].read(), compute)
     unknown = sorted(set(rest) - set(unused))
     if unknown:
-        more = ", ..." if len(unknown) > 10 else ""
-        text = f"{where}: {len(unknown)} unknown tensors for {component}: {', '.join(unknown[:10])}{more}"
+        names, more = ", ".join(name[:100] for name in unknown[:10]), ", ..." if len(unknown) > 10 else ""
+        text = f"{where}: {len(unknown)} unknown tensors for {component}: {names}{more}"
         if strict:
             raise CheckpointError(f"{text}; without --strict they are left out")
         log.warning("%s; left out", text)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from indextts_jax.errors import Error, NotFound
+from indextts_jax.errors import Error, NotFound, short
 
 
 class CheckpointError(Error):
@@ -191,7 +191,7 @@ class _Pickle:
     def _name(self, module: str, name: str) -> _Name:
         if (full := ".".join((module, name))) not in _ADMITTED:
             raise CheckpointError(
-                f"{self._path}: refused, its pickle asks for {full!r}, which is more than tensors need and could "
+                f"{self._path}: refused, its pickle asks for {short(full)}, which is more than tensors need and could "
                 "run code; save the state dict alone with torch.save"
             )
         return _Name(full)
@@ -267,7 +267,7 @@ def flatten(state: Any, path: Path, prefix: str = "") -> Tensors:
         raise CheckpointError(f"{path}: holds no tensors; download it again")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {prefix}{name} is {type(value).__name__}, not a tensor")
+            raise CheckpointError(f"{path}: {prefix}{str(name)[:100]} is {type(value).__name__}, not a tensor")
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
@@ -275,7 +275,11 @@ def _parsed(path: Path, parse: Callable[[Path, BinaryIO, int], Any], kind: str) 
     if not path.is_file():
         raise NotFound(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     size = path.stat().st_size
-    with path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    with opened as file:
         try:
             return parse(path, file, size)
         except CheckpointError:
@@ -308,7 +312,7 @@ def _parse_safetensors(path: Path, file: BinaryIO, size: int) -> Tensors:
     spans = []
     for name, entry in header.items():
         if entry["dtype"] not in _SAFETENSORS:
-            raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}, which is not supported")
+            raise CheckpointError(f"{path}: {name[:100]} is of dtype {short(entry['dtype'])}, which is not supported")
         dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if not all(isinstance(n, int) and n >= 0 for n in (begin, *shape)) or len(shape) > _MOST_DIMENSIONS:
@@ -332,7 +336,10 @@ def _read_shaped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: in
 
 
 def _read(path: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-    flat = np.fromfile(path, dtype, count=count, offset=offset)
+    try:
+        flat = np.fromfile(path, dtype, count=count, offset=offset)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its disk") from None
     if flat.size != count:
         raise CheckpointError(f"{path}: became shorter while it was read; convert again")
     return flat

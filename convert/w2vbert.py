@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.config import entry
+from indextts_jax.config import inside
 from indextts_jax.convert.table import (
     Row,
     Table,
@@ -16,11 +16,12 @@ from indextts_jax.convert.table import (
     pointwise,
 )
 from indextts_jax.convert.tensors import CheckpointError, Tensors, flatten, read_pth, read_safetensors
+from indextts_jax.errors import short
 from indextts_jax.models.w2vbert import W2VBertConfig
 
 
 def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
-    path = folder / entry(settings, "w2v_stat", str)
+    path = folder / inside(settings, "w2v_stat")
     statistics = flatten(read_pth(path), path, "statistics.")
     return read_safetensors(folder / "hf_cache" / "w2v-bert-2.0" / "model.safetensors") | statistics
 
@@ -28,7 +29,9 @@ def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
 def config(base: W2VBertConfig, tensors: Tensors, extra: dict[str, Any]) -> W2VBertConfig:
     kind = extra.get("position_embeddings_type", "relative_key"), extra.get("hidden_act", "swish")
     if kind != ("relative_key", "swish"):
-        raise CheckpointError(f"w2v-bert-2.0/config.json: position embeddings and activation {kind} are not supported")
+        raise CheckpointError(
+            f"w2v-bert-2.0/config.json: position embeddings and activation {short(kind)} are not supported"
+        )
     width, features = tensors["feature_projection.projection.weight"].shape
     return dataclasses.replace(
         base,

@@ -23,9 +23,9 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from indextts_jax import checksums, config, interrupts, models
+from indextts_jax import checksums, config, files, interrupts, models
 from indextts_jax.config import Config
-from indextts_jax.errors import Error, NotFound
+from indextts_jax.errors import Error, NotFound, short, shown
 from indextts_jax.files import FileError
 from indextts_jax.reader import Reader
 from indextts_jax.text import TextFrontEnd
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 _DESCRIPTION = "model.json"
 _SHAPES = "shapes.json"
+_MOST_DESCRIPTION, _MOST_SHAPES = 1_000_000, 16_000_000  # bytes
 _CONCURRENT_GB = 1  # Orbax reads ahead by this much; more raises the peak memory and is no faster
 
 
@@ -70,11 +71,11 @@ def shapes(folder: Path, component: str, cfg: Any) -> Any:
     not to be read, they are found anew.
     """
     try:
-        kept = json.loads((folder / component / _SHAPES).read_text(encoding="utf-8"))
+        kept = json.loads(files.read(folder / component / _SHAPES, _MOST_SHAPES))
         if kept["config"] == json.loads(json.dumps(config.to_dict(cfg))):  # in which tuples are lists
             found = {tuple(path.split("/")): tuple(shape) for path, shape in kept["shapes"].items()}
             return unflatten_dict({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in found.items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         log.debug("%s: no shapes are kept there", folder / component)
     return models.shapes(component, cfg)
 
@@ -113,14 +114,16 @@ def read_description(folder: Path) -> tuple[Config, str]:
             hint = "a converted model holds it: run `indextts-jax convert MODEL_DIR OUT`"
         raise NotFound(f"{path}: no such file; {hint}")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(files.read(path, _MOST_DESCRIPTION))
         if (found := description["format"]) != FORMAT:
-            raise ModelError(f"{path}: format {found}, but this version reads format {FORMAT}; convert the model again")
-        cfg, source = config.from_dict(Config, description["config"]), str(description["source"])
-    except ModelError:
+            raise ModelError(
+                f"{path}: format {short(found)}, but this version reads format {FORMAT}; convert the model again"
+            )
+        cfg, source = config.from_dict(Config, description["config"]), str(description["source"])[:255]
+    except (ModelError, FileError):
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); convert the model again") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read ({shown(error)}); convert the model again") from None
     _check(folder, _DESCRIPTION)
     return cfg, source
 
@@ -159,8 +162,9 @@ def _read(path: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Shar
         raise
     except Exception as error:  # Orbax raises Exception itself for an array cut short, and many others
         interrupts.check()
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"{path}: damaged or of another configuration ({reason}); convert the model again") from error
+        raise ModelError(
+            f"{path}: damaged or of another configuration ({shown(error)}); convert the model again"
+        ) from error
     wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, like)
     if any(jax.tree.leaves(wrong)):
         raise ModelError(f"{path}: shapes differ from model.json; convert the model again")
@@ -183,8 +187,6 @@ def load_text(folder: str | Path) -> TextFrontEnd:
 
 def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
     """What reads emotions off texts: Qwen and its tokenizer, not the rest. Raises NotFound and ModelError."""
-    from tokenizers import Tokenizer
-
     folder = Path(folder)
     cfg, _ = read_description(folder)
     path = folder / "tokenizer.json"
@@ -194,8 +196,16 @@ def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
             "qwen0.6bemo4-merge"
         )
     _check(folder, path.name)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ModelError(f"{path}: not a tokenizer ({error}); convert the model again") from None
+    tokenizer = read_tokenizer(path)
     return Reader(restore(folder, "qwen3", cfg.qwen3, jnp.dtype(dtype or default_dtype())), cfg.qwen3, tokenizer)
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer in a tokenizer.json. Raises ModelError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        interrupts.check()
+        raise ModelError(f"{path}: not a tokenizer ({shown(error)}); download or convert the model again") from None

@@ -19,8 +19,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from indextts_jax import checkpoint, checksums, interrupts, models
-from indextts_jax.checkpoint import ModelError, read_description, restore, save, save_description
+from indextts_jax.checkpoint import read_description, restore, save, save_description
 from indextts_jax.config import Config, to_dict
+from indextts_jax.errors import Error
 from indextts_jax.files import FileError
 from indextts_jax.model import load
 from indextts_jax.models.gpt import GPTConfig
@@ -155,7 +156,7 @@ def test_a_full_disk_is_a_file_error(tmp_path, monkeypatch):
 
 
 def refused(folder: Path, **options: Any) -> str:
-    with pytest.raises((ModelError, FileNotFoundError)) as caught:
+    with pytest.raises(Error) as caught:
         load(folder, components=[SMALL], **options)
     assert str(caught.value).startswith(str(folder))
     assert len(str(caught.value).splitlines()) == 1
@@ -233,12 +234,43 @@ def rewrite(folder: Path, **entries: Any) -> None:
     seal(folder)
 
 
-@pytest.mark.parametrize("sizes", [{"layers": 4}, {"layers": 2}, {"channels": 48}, {"kernel": 0}])
+@pytest.mark.parametrize("sizes", [{"layers": 4}, {"layers": 2}, {"channels": 48}])
 def test_a_component_of_another_configuration_is_named(tiny, copy, sizes):
     cfg = to_dict(tiny.cfg)
     cfg[SMALL] |= sizes
     rewrite(copy, config=cfg)
     assert refused(copy).startswith(f"{copy / SMALL}: damaged or of another configuration (")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("repcodec.kernel", 0, "Config.repcodec.kernel is 0, but must lie between 1 and 1,024"),
+        ("gpt.width", 10**9, "Config.gpt.width is 1000000000, but must lie between 1 and 65,536"),
+        ("gpt.layers", 10**4000, "Config.gpt.layers is 1000"),
+        ("gpt.heads", ["x" * 10_000] * 50, "Config.gpt.heads: is ['xxx"),
+        ("campplus.blocks", [1] * 100_000, "Config.campplus.blocks: holds 100000 items"),
+    ],
+)
+def test_sizes_without_bounds_are_refused(tiny, copy, place, value, message):
+    cfg = to_dict(tiny.cfg)
+    part, field = place.split(".")
+    cfg[part][field] = value
+    rewrite(copy, config=cfg)
+    text = refused(copy)
+    assert text.startswith(f"{copy / 'model.json'}: cannot be read ({message}")
+    assert len(text) < len(str(copy)) + 200
+
+
+def test_descriptions_without_bounds_are_refused(copy):
+    path = copy / "model.json"
+    for content in ("[" * 100_000, '{"format": ' + "9" * 5000 + "}", "9" * 5000):
+        path.write_text(content)
+        assert refused(copy).startswith(f"{path}: cannot be read (")
+    path.write_text(json.dumps({"format": "x" * 100_000}))
+    assert len(refused(copy)) < len(str(copy)) + 200
+    path.write_text(" " * 1_000_001)
+    assert refused(copy).startswith(f"{path}: is larger than 1,000,000 bytes, too large for what it should hold")
 
 
 def test_room_that_is_lacking_is_no_damage(copy, tiny, monkeypatch):
@@ -266,7 +298,7 @@ def test_descriptions_that_cannot_be_read(copy):
 @pytest.mark.parametrize("version", [0, 2, "3", None])
 def test_other_versions_are_named(copy, version):
     rewrite(copy, format=version)
-    expected = f"format {version}, but this version reads format 3; convert the model again"
+    expected = f"format {version!r}, but this version reads format 3; convert the model again"
     assert refused(copy) == f"{copy / 'model.json'}: {expected}"
 
 

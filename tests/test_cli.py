@@ -194,6 +194,26 @@ def test_text_from_standard_input(converted, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("normalized  Hello world\n")
 
 
+def test_convert_counts_what_is_not_needed(converted, tmp_path, capsys, monkeypatch):
+    from indextts_jax import convert
+
+    reports = [convert.Report("gpt", 40, 1000, ["a.0.x", "a.1.x"], []), convert.Report("qwen3", 30, 500, [], [])]
+
+    def quickly(folder, out, strict, progress):
+        for report in reports:
+            progress(report)
+        return reports
+
+    monkeypatch.setattr(convert, "convert", quickly)
+    for more, names in (((), ""), (("--verbose",), "  a.*.x (2)")):
+        assert run("convert", FIXTURES / "tiny", tmp_path / "out", *more) == 0
+        assert capsys.readouterr().out.splitlines()[:3] == [
+            "component     tensors     parameters  not needed",
+            f"gpt                40          1,000           2{names}",
+            "qwen3              30            500           0",
+        ]
+
+
 def test_info_names_every_component(converted, capsys):
     assert run("info", converted) == 0
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from debug.golden import FIXTURES
-from indextts_jax.config import Config, ConfigError, entry, from_dict, from_yaml, read_yaml, to_dict
+from indextts_jax.config import Config, ConfigError, entry, from_dict, from_yaml, inside, read_json, read_yaml, to_dict
 
 OFFICIAL = FIXTURES / "config.yaml"
 
@@ -104,6 +104,65 @@ def test_frequency_limits(settings):
     assert (mel.fmin, mel.fmax) == (0.0, None)
 
 
+@pytest.mark.parametrize("value", [10**9, -1, 0, 10**60])
+def test_every_number_has_bounds(settings, value):
+    """Before anything is built of it."""
+    zero = ("_token", "fmin", "perceiver_mult")
+    for name in numbers({key: settings[key] for key in ("gpt", "semantic_codec", "s2mel")}):
+        if from_yaml_or_none(changed(settings, name, 7777)) == Config() or (value == 0 and name.endswith(zero)):
+            continue  # it is not read, or may be 0
+        with pytest.raises(ConfigError) as caught:
+            from_yaml(changed(settings, name, value))
+        assert str(caught.value).startswith(f"config.yaml: entry {name} is ")
+        assert ", but must lie between " in str(caught.value)
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ConfigError, match=r"^config\.yaml: the number of items of entry s2mel.* is 9000, but must"):
+        from_yaml(changed(settings, "s2mel.length_regulator.sampling_ratios", [1] * 9000))
+
+
+def test_long_values_are_cut(settings):
+    for value in ("x" * 10_000, [[1] * 1000] * 1000, {"x": "y" * 5000}):
+        with pytest.raises(
+            ConfigError, match=r"^config\.yaml: entry gpt\.layers is .*\.\.\., not of type int$"
+        ) as caught:
+            from_yaml(changed(settings, "gpt.layers", value))
+        assert len(str(caught.value)) < 200
+
+
+def test_ids_lie_in_their_vocabularies(settings):
+    for name, size in (("stop_text_token", 12001), ("stop_mel_token", 8194)):
+        with pytest.raises(
+            ConfigError, match=rf"^config\.yaml: entry gpt\.{name} is {size}, but must lie between 0 and "
+        ):
+            from_yaml(changed(settings, f"gpt.{name}", size))
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "../bpe.model", "a/../../bpe.model", ".."])
+def test_files_outside_the_folder_are_refused(place):
+    with pytest.raises(ConfigError, match=r"^config\.yaml: entry w2v_stat is '.*', outside the model folder; move the"):
+        inside({"w2v_stat": place}, "w2v_stat")
+    for within, name in ((" a/b.pt ", "a/b.pt"), ("folder/", "folder"), ("a..b", "a..b")):
+        assert inside({"w2v_stat": within}, "w2v_stat") == name
+
+
+def test_json_files(tmp_path):
+    path = tmp_path / "config.json"
+    for content, reason in (
+        ("{", "not a JSON file"),
+        ("[1]", "holds no entries"),
+        ("[" * 100_000, "not a JSON file"),
+        ('{"a": ' + "9" * 5000 + "}", "not a JSON file"),
+        (" " * 1_000_001, "is larger than 1,000,000 bytes"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ConfigError) as caught:
+            read_json(path)
+        assert str(caught.value).startswith(f"{path}: {reason}")
+        assert len(str(caught.value)) < len(str(path)) + 200
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+
+
 def test_entry(settings):
     assert entry(settings, "gpt_checkpoint", str) == "gpt.pth"
     assert entry(settings, "dataset.bpe_model", str) == "bpe.model"
@@ -115,9 +174,13 @@ def test_entry(settings):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"gpt: [", "not a YAML file"),
-        (b"\xff\xfe\x00", "not a YAML file"),
-        (b"!!python/object/apply:os.system ['true']", "not a YAML file"),
+        (b"gpt: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"!!python/object/apply:os.system ['true']", "line 1: types (!!) are not allowed"),
+        (b"a: &a [1]\nb: *a\n", "line 1: anchors (&) and aliases (*) are not allowed"),
+        (b"gpt: " + b"[" * 5000, "line 1: nested more than"),
+        (b"gpt: " + b"9" * 5000, "line 1: a number of 5000 characters"),
+        (b" " * 2_000_000, "larger than 1 MB"),
         (b"", "not an IndexTTS-2 configuration"),
         (b"- gpt\n- s2mel\n", "not an IndexTTS-2 configuration"),
         (b"gpt: {}\n", "not an IndexTTS-2 configuration"),
@@ -152,9 +215,17 @@ def test_json_and_back(tiny):
         ("gpt.colour", 1, r"^Config\.gpt: entries are missing or unknown: \['colour'\]$"),
         ("vocoder", {}, r"^Config: entries are missing or unknown: \['vocoder'\]$"),
         ("gpt", 5, r"^Config\.gpt: entries are missing or unknown: all$"),
-        ("gpt.heads", "20", r"^Config\.gpt\.heads: is '20', expected <class 'int'>$"),
+        ("gpt.heads", "20", r"^Config\.gpt\.heads: is '20', expected int$"),
         ("gpt.heads", None, r"^Config\.gpt\.heads: is None"),
-        ("w2vbert.epsilon", math.inf, None),
+        ("w2vbert.epsilon", math.inf, r"^Config\.w2vbert\.epsilon is inf, but must lie between 0\.0 and 1\.0$"),
+        ("w2vbert.epsilon", math.nan, r"^Config\.w2vbert\.epsilon is nan, but must lie between"),
+        ("w2vbert.epsilon", 1e-6, None),
+        ("gpt.width", 10**9, r"^Config\.gpt\.width is 1000000000, but must lie between 1 and 65,536$"),
+        ("gpt.width", 0, r"^Config\.gpt\.width is 0, but must"),
+        ("gpt.layers", 513, r"^Config\.gpt\.layers is 513, but must lie between 1 and 512$"),
+        ("gpt.texts", 1 << 25, r"^Config\.gpt\.texts is 33554432, but must lie between 1 and 16,777,216$"),
+        ("gpt.start_text", -1, r"^Config\.gpt\.start_text is -1, but must lie between 0 and"),
+        ("bigvgan.dilations", [[1] * 65], r"^Config\.bigvgan\.dilations: holds 65 items, but at most 64 are possible$"),
         ("conditioner.speaker.width", 1.5, r"^Config\.conditioner\.speaker\.width: is 1\.5"),
         ("bigvgan.dilations", [[1, 3], 5], r"^Config\.bigvgan\.dilations: is 5"),
         ("bigvgan.kernels", 3, r"^Config\.bigvgan\.kernels: is 3"),

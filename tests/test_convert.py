@@ -1,5 +1,6 @@
 """The converters: the contract on the tiny checkpoint and on the official shapes, and what is said of bad folders."""
 
+import dataclasses
 import errno
 import functools
 import json
@@ -31,6 +32,7 @@ from indextts_jax.convert import (
 )  # fmt: skip
 from indextts_jax.convert.table import fill
 from indextts_jax.convert.tensors import Tensors, read_pth
+from indextts_jax.errors import Error
 from indextts_jax.files import FileError
 from indextts_jax.models.qwen3 import Qwen3Config
 from tests.files import Call, Name, arrays, change, linked, ones, write_pth
@@ -456,7 +458,7 @@ def test_config_json_is_there(folder, content, text):
     path.unlink()
     if content is not None:
         path.write_text(content)
-    kind = FileNotFoundError if content is None else CheckpointError
+    kind = FileNotFoundError if content is None else ConfigError
     assert refused("bigvgan", folder, kind=kind).startswith(f"{path}: {text}")
 
 
@@ -472,6 +474,44 @@ def test_config_yaml_names_the_files(folder, tmp_path, name):
     with pytest.raises(ConfigError, match=rf"config\.yaml: entry (dataset\.)?{name} is missing"):
         convert.convert(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "entries", "text"),
+    [
+        (
+            "hf_cache/w2v-bert-2.0",
+            {"num_attention_heads": 10**9},
+            "config.json: cannot be used: W2VBertConfig.heads",
+        ),
+        ("hf_cache/w2v-bert-2.0", {"layer_norm_eps": "x" * 9000}, "W2VBertConfig.epsilon: is 'xxx"),
+        ("hf_cache/bigvgan", {"upsample_rates": [10**9] * 6}, "BigVGANConfig.upsample_rates is 1000000000, but must"),
+        ("hf_cache/bigvgan", {"resblock": "x" * 9000}, "resblock is 'xxx"),
+        ("qwen0.6bemo4-merge", {"num_hidden_layers": 10**9}, "Qwen3Config.layers is 1000000000, but must"),
+        ("qwen0.6bemo4-merge", {"hidden_act": "x" * 9000}, "hidden_act is 'xxx"),
+    ],
+)
+def test_sizes_without_bounds_are_refused(folder, place, entries, text):
+    path = folder / place / "config.json"
+    contents = json.loads(path.read_text()) | entries
+    path.unlink()
+    path.write_text(json.dumps(contents))
+    component = {"w2v-bert-2.0": "w2vbert", "bigvgan": "bigvgan"}.get(path.parent.name, "qwen3")
+    message = refused(component, folder)
+    assert text in message
+    assert len(message) < len(str(folder)) + 250
+
+
+@pytest.mark.parametrize("name", ["gpt_checkpoint", "s2mel_checkpoint", "w2v_stat", "bpe_model", "emo_matrix"])
+def test_files_outside_the_folder_are_refused(folder, tmp_path, name):
+    path = folder / "config.yaml"
+    text = path.read_text()
+    path.unlink()
+    path.write_text(re.sub(rf"{name}: .*", f"{name}: /etc/passwd", text))
+    with pytest.raises(
+        ConfigError, match=rf"config\.yaml: entry (dataset\.)?{name} is '/etc/passwd', outside the model"
+    ):
+        convert.convert(folder, tmp_path / "out")
 
 
 def test_heads_that_do_not_divide_the_width(folder):
@@ -549,6 +589,42 @@ def test_nothing_is_left_behind(folder, tmp_path, monkeypatch, way, error):
     assert list(target.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "content", "text"),
+    [
+        ("bpe.model", b"no model", "not a readable SentencePiece model"),
+        ("glossary.yaml", b"a: [", "not valid YAML"),
+        ("glossary.yaml", b"- 5", "expected `term: reading` entries"),
+        ("qwen0.6bemo4-merge/tokenizer.json", b"{}", "not a tokenizer"),
+        ("qwen0.6bemo4-merge/tokenizer.json", None, "no such file; it belongs to the model"),
+        ("bpe.model", None, "no such file; it belongs to the model"),
+    ],
+)
+def test_other_files_are_understood_before_anything_is_written(folder, tmp_path, monkeypatch, place, content, text):
+    """Not at the first sentence."""
+    monkeypatch.setattr(convert, "whole", None)
+    path = folder / place
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Error) as caught:
+        convert.convert(folder, tmp_path / "out")
+    assert str(caught.value).startswith(f"{path}: {text}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("component", "size", "name"), [("gpt", "texts", r"bpe\.model"), ("qwen3", "vocabulary", r"tokenizer\.json")]
+)
+def test_a_vocabulary_of_another_model_is_refused(tiny, folder, tmp_path, monkeypatch, component, size, name):
+    cfg = dataclasses.replace(tiny.cfg, **{component: dataclasses.replace(getattr(tiny.cfg, component), **{size: 10})})
+    monkeypatch.setattr(convert, "read_config", lambda folder: cfg)
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: has \d+ pieces, but the model knows 10: it belongs to another"
+    ):
+        convert.convert(folder, tmp_path / "out")
+
+
 def test_what_exists_is_left_alone(folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -570,7 +646,7 @@ def test_reports_and_other_files(folder, tmp_path, monkeypatch, whole):
     assert [report.component for report in reports] == list(ALL)
     assert reports == seen == [whole[name][1] for name in ALL]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["model.json", "bpe.model", "glossary.yaml", "tokenizer.json", *ALL]
+        ["model.json", "bpe.model", "glossary.yaml", "tokenizer.json", "checksums.json", *ALL]
     )
     assert (tmp_path / "out" / "glossary.yaml").read_text() == "JAX: jacks\n"
     assert (tmp_path / "out" / "bpe.model").read_bytes() == (folder / "bpe.model").read_bytes()

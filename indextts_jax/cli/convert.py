@@ -25,10 +25,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from indextts_jax.convert import convert
 
-    print(f"{'component':12} {'tensors':>8} {'parameters':>14}  unused")
+    print(f"{'component':12} {'tensors':>8} {'parameters':>14} {'not needed':>11}")
 
     def report(done: Any) -> None:
-        print(f"{done.component:12} {done.tensors:8} {done.parameters:14,}  {_summary(done.unused)}", flush=True)
+        names = f"  {_summary(done.unused)}" if options.verbose and done.unused else ""
+        numbers = f"{done.tensors:8} {done.parameters:14,} {len(done.unused):11}"
+        print(f"{done.component:12} {numbers}{names}", flush=True)
 
     reports = convert(options.model_dir, options.out, options.strict, report)
     print(f"{'all':12} {sum(r.tensors for r in reports):8} {sum(r.parameters for r in reports):14,}")
@@ -36,6 +38,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _summary(names: Sequence[str]) -> str:
-    """Unused tensors by the first three parts of their names, all layers together, with how many there are of each."""
+    """Tensors by the first three parts of their names, all layers together, with how many there are of each."""
     groups = Counter(".".join(re.sub(r"\d+", "*", name).split(".")[:3]) for name in names)
-    return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in groups.items()) or "none"
+    return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in groups.items())
