@@ -25,16 +25,20 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from indextts_jax.convert import convert
 
-    print(f"{'component':12} {'tensors':>8} {'parameters':>14} {'not needed':>11}")
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, flush=True)
+
+    say(f"{'component':12} {'tensors':>8} {'parameters':>14} {'not needed':>11}")
 
     def report(done: Any) -> None:
         names = f"  {_summary(done.unused)}" if options.verbose and done.unused else ""
         numbers = f"{done.tensors:8} {done.parameters:14,} {len(done.unused):11}"
-        print(f"{done.component:12} {numbers}{names}", flush=True)
+        say(f"{done.component:12} {numbers}{names}")
 
     reports = convert(options.model_dir, options.out, options.strict, report)
-    print(f"{'all':12} {sum(r.tensors for r in reports):8} {sum(r.parameters for r in reports):14,}")
-    print(f"converted to {options.out}")
+    say(f"{'all':12} {sum(r.tensors for r in reports):8} {sum(r.parameters for r in reports):14,}")
+    say(f"converted to {options.out}")
 
 
 def _summary(names: Sequence[str]) -> str:
