@@ -10,7 +10,8 @@ CONVERT = PACKAGE.parent / "convert"
 LAYERS = (
     ("errors", "buckets", "timing", "models.layers"),
     ("interrupts", "models", "features", "seeds", "yaml_file"),
-    ("files", "config", "decoding", "text"),
+    ("files",),
+    ("config", "decoding", "text"),
     ("audio", "stages", "emotion", "checksums"),
     ("voice", "reader"),
     ("render", "checkpoint"),
