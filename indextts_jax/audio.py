@@ -7,6 +7,8 @@ import io
 import logging
 import math
 import os
+import shutil
+import subprocess
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,20 +18,33 @@ import soundfile
 import soxr
 from jax import Array
 
-from indextts_jax.errors import Error
+from indextts_jax import interrupts
+from indextts_jax.errors import Error, shown
 from indextts_jax.features import MEL_RATE, SPEECH_RATE
-from indextts_jax.files import write_whole
+from indextts_jax.files import reason, write_whole
 
 logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 15  # what the system listens to of a recording
 MIN_SECONDS = 0.1  # 8 filterbank frames, 4 of w2v-BERT: the conditioner's stride-2 convolution needs 3
+PEAK = 16.0  # of any recording: floats may exceed 1, by far less than integers that nobody scaled
 SILENCE = 1e-4  # peak of a silent recording: three steps of 16 bits
 READ_MARGIN = 0.5  # seconds past the cut, so that the resampling filter does not see the end (at 8 kHz it spans 0.1 s)
 
 
+# What soundfile does not read, and ffmpeg does: the end of a file's name -> what ffmpeg calls its format. It is told
+# that, lest it take a file for a playlist, which would name other files.
+FFMPEG_FORMATS = {
+    **dict.fromkeys((".m4a", ".m4b", ".mp4", ".mov", ".3gp"), "mov"),
+    **dict.fromkeys((".webm", ".mkv", ".mka"), "matroska"),
+    **{".aac": "aac", ".wma": "asf", ".amr": "amr"},
+}
+FFMPEG_SECONDS = 120  # until it is taken for stuck
+MOST_SECONDS = 3600  # what it gives of a file that is read to its end
+
+
 class AudioError(Error):
-    """A recording that cannot be used, or a file that cannot be written; the message says which and what to do."""
+    """A recording that cannot be used, or samples that cannot be written; the message says which and what to do."""
 
 
 class Recording(NamedTuple):
@@ -40,41 +55,114 @@ class Recording(NamedTuple):
     emotion_16k: np.ndarray  # [N''] float32, made from the file in one step, as the reference does for an emotion
 
 
-def read(path: str | os.PathLike[str], seconds: float | None = None) -> tuple[np.ndarray, int]:
-    """The first `seconds` (None: all) of an audio file: mono samples [N] float32, and the rate in Hz.
+def read(path: str | os.PathLike[str], seconds: float | None = None, start: float = 0.0) -> tuple[np.ndarray, int]:
+    """`seconds` (None: all) of an audio file from `start` seconds on: mono samples [N] float32, and the rate in Hz.
 
-    Any format, rate and number of channels that soundfile reads; channels are averaged. Raises AudioError for what is
-    missing, no audio, shorter than 0.1 s, silent or not finite.
+    Any format, rate and number of channels that soundfile reads, and what ffmpeg reads of `FFMPEG_FORMATS` where it is
+    installed; channels are averaged. Raises AudioError for what is missing, no audio, shorter than 0.1 s, silent, far
+    too loud or not finite.
     """
     path = Path(path)
+    if not 0 <= start < math.inf:
+        raise AudioError(f"the start is {start} s, but must be at least 0 s")
     if not path.exists():
         raise AudioError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise AudioError(f"{path} is a folder; give one audio file")
+    if not path.is_file():
+        raise AudioError(f"{path} is a device or a pipe; save the recording as a file first")
     if path.stat().st_size == 0:
         raise AudioError(f"{path} is empty (0 bytes); copy or download it again")
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise AudioError(f"{path} cannot be opened ({reason(error)}); check its permissions") from None
+    try:
         with soundfile.SoundFile(path) as file:
             rate = int(file.samplerate)
-            frames = -1 if seconds is None else math.ceil(seconds * rate)
-            samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)  # [N]
+            channels = _decode(file, str(path), seconds, start)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless .raw file
-        reason = " ".join(str(error).split())
+        interrupts.check()
+        if path.suffix.lower() not in FFMPEG_FORMATS:
+            raise AudioError(
+                f"{path} cannot be read as audio ({shown(error)}); convert it to WAV, for example with: "
+                "ffmpeg -i IN OUT.wav"
+            ) from error
+        with _by_ffmpeg(path, MOST_SECONDS if seconds is None else seconds, start) as file:
+            rate = int(file.samplerate)
+            channels = _decode(file, str(path), None, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        samples = channels.mean(axis=1)  # [N]
+    name = _named(path, start)
+    usable = len(samples) and np.abs(channels).max() <= PEAK  # which NaN is not
+    if usable and _is_silent(samples) and not all(map(_is_silent, channels.T)):
         raise AudioError(
-            f"{path} cannot be read as audio ({reason}); convert it to WAV, for example with: ffmpeg -i IN OUT.wav"
-        ) from error
-    _check(samples, rate, str(path))
+            f"{name} is silent when its channels are averaged: they cancel each other; keep one of them, for example "
+            "with: ffmpeg -i IN -af 'pan=mono|c0=c0' OUT.wav"
+        )
+    _check(samples, rate, name)
     return samples, rate
 
 
-def load_speaker(path: str | os.PathLike[str]) -> Recording:
-    """The speaker's voice in a file (`infer_v2.py`: librosa to 22 050 Hz, torchaudio to 16 kHz). Raises AudioError."""
-    return recording(*read(path, MAX_SECONDS + READ_MARGIN), name=str(path))
+def _decode(file: soundfile.SoundFile, name: str, seconds: float | None, start: float) -> np.ndarray:
+    """Part of an open file, [N, channels] float32."""
+    rate, first = file.samplerate, round(start * file.samplerate)
+    if first and first >= file.frames:
+        raise AudioError(f"{name} has {file.frames / rate:.2f} s of sound, none from {start:g} s on; start earlier")
+    if first:
+        file.seek(first)
+    return file.read(-1 if seconds is None else math.ceil(seconds * rate), dtype="float32", always_2d=True)
 
 
-def load_emotion(path: str | os.PathLike[str]) -> np.ndarray:
-    """An emotion recording's samples at 16 kHz, [N] float32 (`infer_v2.py`: librosa to 16 kHz). Raises AudioError."""
-    return emotion(*read(path, MAX_SECONDS + READ_MARGIN), name=str(path))
+def _by_ffmpeg(path: Path, seconds: float, start: float) -> soundfile.SoundFile:
+    """Part of a file that soundfile does not read, at its own rate. Raises AudioError."""
+    by_hand = "convert it to WAV, for example with: ffmpeg -i IN OUT.wav"
+    if (program := shutil.which("ffmpeg")) is None:
+        raise AudioError(
+            f"{path}: {path.suffix} files are read by ffmpeg, which is not installed; install it, or {by_hand}"
+        )
+    source = ["-protocol_whitelist", "file", "-f", FFMPEG_FORMATS[path.suffix.lower()], "-i", f"file:{path.absolute()}"]
+    cut = ["-ss", f"{start:.6f}", "-t", f"{seconds:.6f}"]
+    wanted = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "pipe:1"]
+    try:
+        done = subprocess.run(
+            [program, "-nostdin", "-v", "error", *cut, *source, *wanted], capture_output=True, timeout=FFMPEG_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise AudioError(f"{path}: ffmpeg did not read it within {FFMPEG_SECONDS} s; {by_hand}") from None
+    except OSError as error:
+        raise AudioError(f"{path}: ffmpeg cannot be run ({reason(error)}); {by_hand}") from None
+    interrupts.check()
+    said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][-150:]
+    if done.returncode:
+        raise AudioError(f"{path} cannot be read by ffmpeg ({said or done.returncode}); {by_hand}")
+    try:
+        file = soundfile.SoundFile(io.BytesIO(done.stdout))
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path}: ffmpeg gave no sound ({said or shown(error)}); {by_hand}") from None
+    if start and not file.frames:
+        raise AudioError(f"{path} has no sound from {start:g} s on; start earlier")
+    return file
+
+
+def load_speaker(path: str | os.PathLike[str], start: float = 0.0) -> Recording:
+    """The speaker's voice in a file, from `start` seconds on. Raises AudioError.
+
+    Reference: `infer_v2.py`, which resamples to 22 050 Hz with librosa and on to 16 kHz with torchaudio.
+    """
+    return recording(*read(path, MAX_SECONDS + READ_MARGIN, start), name=_named(path, start))
+
+
+def load_emotion(path: str | os.PathLike[str], start: float = 0.0) -> np.ndarray:
+    """An emotion recording's samples at 16 kHz, [N] float32, from `start` seconds on. Raises AudioError.
+
+    Reference: `infer_v2.py`, which resamples to 16 kHz with librosa.
+    """
+    return emotion(*read(path, MAX_SECONDS + READ_MARGIN, start), name=_named(path, start))
+
+
+def _named(path: str | os.PathLike[str], start: float) -> str:
+    return f"{path} from {start:g} s on" if start else str(path)
 
 
 def recording(samples: np.ndarray, rate: int, name: str = "the recording") -> Recording:
@@ -114,12 +202,22 @@ def _check(samples: np.ndarray, rate: int, name: str) -> None:
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise AudioError(f"{name}: samples {samples.shape} {samples.dtype}; give one channel [N] of floats in -1..1")
     if len(samples) < MIN_SECONDS * rate:
-        raise AudioError(f"{name} has {len(samples) / rate:.3f} s of sound; at least {MIN_SECONDS} s are needed")
+        seconds = math.floor(1000 * len(samples) / rate) / 1000  # 0.0999 s are not 0.100 s
+        raise AudioError(f"{name} has {seconds:.3f} s of sound; at least {MIN_SECONDS} s are needed")
     if not np.isfinite(samples).all():
         raise AudioError(f"{name} holds samples that are NaN or infinite; export it again")
-    if np.abs(samples - samples.mean()).max() < SILENCE:
+    if (peak := np.abs(samples).max()) > PEAK:
+        raise AudioError(
+            f"{name} holds samples that reach {peak:.3g}, but they must lie in -1..1; divide integers by their largest "
+            "value, or export it again with 16 bits"
+        )
+    if _is_silent(samples):
         seconds = len(samples) / rate
         raise AudioError(f"{name} is silent in the {seconds:.1f} s that were read; give one with speech there")
+
+
+def _is_silent(samples: np.ndarray) -> bool:
+    return bool(np.abs(samples - samples.mean()).max() < SILENCE)
 
 
 def resample_sinc(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -156,10 +254,15 @@ def to_int16(samples: np.ndarray | Array) -> np.ndarray:
 
 
 def write_wav(path: str | os.PathLike[str], samples: np.ndarray, rate: int = MEL_RATE) -> None:
-    """Write samples [N] int16 as a mono WAV file that appears only once it is complete. Raises FileError."""
+    """Write samples [N] int16 as a mono WAV file that appears only once it is complete.
+
+    Raises FileError, or AudioError for other samples.
+    """
     path = Path(path)
     if samples.ndim != 1 or samples.dtype != np.int16:
-        raise AudioError(f"{path}: samples {samples.shape} {samples.dtype}; give one channel [N] of int16 (to_int16)")
+        raise AudioError(
+            f"cannot write {path}: samples {samples.shape} {samples.dtype}; give one channel [N] of int16 (to_int16)"
+        )
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, rate, format="WAV", subtype="PCM_16")
     write_whole(path, encoded.getvalue())

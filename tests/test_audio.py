@@ -1,7 +1,11 @@
 """Audio files and resampling: against the reference, and what cannot be used."""
 
+import itertools
 import logging
+import math
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -181,6 +185,178 @@ def test_unusable_files_are_named(tmp_path: Path, load):
             load(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_devices_and_pipes_are_named(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
+        with pytest.raises(audio.AudioError, match=f"{path} is a device or a pipe; save the recording as a file first"):
+            audio.read(path)
+
+
+def test_closed_files_are_named(tmp_path: Path, monkeypatch):
+    path = write(tmp_path / "closed.wav", speech(0.5))
+
+    def closed(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "a name that nobody knows")
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(audio.AudioError) as caught:
+        audio.read(path)
+    assert str(caught.value) == f"{path} cannot be opened (Permission denied); check its permissions"
+
+
+@pytest.mark.parametrize("peak", [17.0, 32767.0, 1e30, 3e38])
+def test_integers_that_nobody_scaled_are_refused(tmp_path: Path, peak: float):
+    """A Voice of them would be NaN, or of a clipped recording."""
+    samples = speech(0.5)
+    samples = (samples / np.abs(samples).max() * np.float64(peak)).astype(np.float32)
+    message = r"holds samples that reach .*, but they must lie in -1\.\.1; divide integers by their largest value"
+    with pytest.raises(audio.AudioError, match=message):
+        audio.load_speaker(write(tmp_path / "loud.wav", samples))
+    with pytest.raises(audio.AudioError, match=message if peak < 1e38 else "NaN or infinite|" + message):
+        audio.read(write(tmp_path / "stereo.wav", np.stack([samples, samples], axis=1)))
+    with pytest.raises(audio.AudioError, match=message):
+        audio.recording(samples, 16000)
+
+
+def test_floats_that_exceed_one_a_little_are_used(tmp_path: Path):
+    samples = speech(0.5) * 8
+    assert np.abs(samples).max() > 2
+    np.testing.assert_array_equal(audio.read(write(tmp_path / "loud.wav", samples))[0], samples)
+
+
+def test_channels_that_cancel_each_other_are_named(tmp_path: Path):
+    samples = speech(0.5)
+    path = write(tmp_path / "antiphase.wav", np.stack([samples, -samples], axis=1))
+    with pytest.raises(
+        audio.AudioError, match="is silent when its channels are averaged: they cancel each other; keep"
+    ):
+        audio.load_speaker(path)
+    path = write(tmp_path / "silent.wav", np.zeros((8000, 2), np.float32))
+    with pytest.raises(audio.AudioError, match=r"is silent in the 0\.5 s that were read"):
+        audio.load_speaker(path)
+
+
+def test_a_length_just_below_the_least_is_no_absurdity(tmp_path: Path):
+    soundfile.write(tmp_path / "short.wav", speech(0.5, 44100)[:4405], 44100, subtype="FLOAT")  # 0.09989 s
+    with pytest.raises(audio.AudioError, match=r"has 0\.099 s of sound; at least 0\.1 s are needed"):
+        audio.read(tmp_path / "short.wav")
+
+
+# ------------------------------------------------------------------------- where listening starts
+
+
+@pytest.mark.parametrize("name", ["long.wav", "long.flac"])
+def test_listening_starts_where_it_is_told(tmp_path: Path, caplog, name: str):
+    samples = np.concatenate([np.zeros(20 * 16000, np.float32), speech(20)])
+    path = tmp_path / name
+    soundfile.write(path, samples, 16000, subtype="FLOAT" if name.endswith("wav") else "PCM_16")
+    whole, _ = audio.read(path)
+    found, rate = audio.read(path, 1.0, 20.5)
+    np.testing.assert_array_equal(found, whole[round(20.5 * 16000) : round(21.5 * 16000)])
+    np.testing.assert_array_equal(audio.read(path, start=20.5)[0], whole[round(20.5 * 16000) :])
+    with caplog.at_level(logging.WARNING):
+        speaker = audio.load_speaker(path, start=20.0)
+    assert caplog.messages == [f"{path} from 20 s on is longer than 15 s: only its first 15 s are used"]
+    np.testing.assert_array_equal(speaker.samples_22k, audio.recording(whole[20 * 16000 :], rate).samples_22k)
+    np.testing.assert_array_equal(audio.load_emotion(path, 39.0), audio.emotion(whole[39 * 16000 :], rate))
+    with pytest.raises(audio.AudioError, match=r"from 1 s on is silent in the 15\.5 s that were read"):
+        audio.load_speaker(path, start=1.0)
+
+
+def test_a_start_past_the_end_is_named(tmp_path: Path):
+    path = write(tmp_path / "short.wav", speech(2))
+    for start in (2.0, 2.5, 1e9):
+        with pytest.raises(audio.AudioError) as caught:
+            audio.load_speaker(path, start=start)
+        assert str(caught.value) == f"{path} has 2.00 s of sound, none from {start:g} s on; start earlier"
+    with pytest.raises(audio.AudioError, match=r"from 1.95 s on has 0\.050 s of sound; at least 0\.1 s are needed"):
+        audio.load_speaker(path, start=1.95)
+    for start in (-1.0, math.nan, math.inf):
+        with pytest.raises(audio.AudioError, match=f"the start is {start} s, but must be at least 0 s"):
+            audio.load_emotion(path, start=start)
+
+
+# -------------------------------------------------------------------- what ffmpeg reads for us
+
+
+@pytest.fixture
+def ffmpeg(tmp_path: Path, monkeypatch) -> Path:
+    """A program of that name, alone on the path, that keeps its arguments and gives 0.5 s of speech in two channels."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    rows = np.stack([speech(0.5, 24000)] * 2, axis=1)
+    soundfile.write(tmp_path / "given.wav", rows, 24000, subtype="FLOAT")
+    program = folder / "ffmpeg"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {tmp_path}/arguments\n/bin/cat {tmp_path}/given.wav\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return program
+
+
+@pytest.mark.parametrize(("end", "kind"), [(".m4a", "mov"), (".MP4", "mov"), (".webm", "matroska"), (".aac", "aac")])
+def test_ffmpeg_reads_what_soundfile_does_not(tmp_path: Path, ffmpeg: Path, end: str, kind: str):
+    path = tmp_path / f"voice{end}"
+    path.write_bytes(b"no format that soundfile knows")
+    samples, rate = audio.read(path, 15.5, 3.25)
+    assert rate == 24000
+    np.testing.assert_array_equal(samples, speech(0.5, 24000))
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    pairs = dict(itertools.pairwise(arguments))
+    assert (pairs["-ss"], pairs["-t"], pairs["-f"], pairs["-i"]) == ("3.250000", "15.500000", "wav", f"file:{path}")
+    assert arguments[arguments.index("-i") - 1] == kind
+    assert len(audio.load_emotion(path)) == 8000
+
+
+def test_what_ffmpeg_cannot_do_is_named(tmp_path: Path, ffmpeg: Path, monkeypatch):
+    path = tmp_path / "voice.m4a"
+    path.write_bytes(b"no format that soundfile knows")
+    monkeypatch.setattr(audio, "FFMPEG_SECONDS", 0.5)
+    empty = tmp_path / "empty.wav"
+    soundfile.write(empty, np.zeros((0, 1)), 16000)
+    for script, start, message in (
+        (
+            "echo first >&2; echo 'Invalid data' >&2; exit 1",
+            0.0,
+            r"cannot be read by ffmpeg \(Invalid data\); convert it",
+        ),
+        ("exit 3", 0.0, r"cannot be read by ffmpeg \(3\); convert it to WAV"),
+        ("true", 0.0, r"ffmpeg gave no sound \(.*\); convert it to WAV"),
+        (f"/bin/cat {empty}", 9.0, r"has no sound from 9 s on; start earlier"),
+        (f"/bin/cat {empty}", 0.0, r"has 0\.000 s of sound"),
+        ("exec /bin/sleep 20", 0.0, r"ffmpeg did not read it within 0\.5 s; convert it to WAV"),
+    ):
+        ffmpeg.write_text(f"#!/bin/sh\n{script}\n")
+        with pytest.raises(audio.AudioError, match=message) as caught:
+            audio.read(path, start=start)
+        assert str(path) in str(caught.value)
+    ffmpeg.write_bytes(b"no program")
+    with pytest.raises(audio.AudioError, match=r"ffmpeg cannot be run \(Exec format error\); convert it to WAV"):
+        audio.read(path)
+    ffmpeg.unlink()
+    with pytest.raises(
+        audio.AudioError, match=r"\.m4a files are read by ffmpeg, which is not installed; install it, or"
+    ):
+        audio.read(path)
+    other = tmp_path / "voice.xyz"  # which ffmpeg is not asked for
+    other.write_bytes(b"no format that soundfile knows")
+    with pytest.raises(audio.AudioError, match=r"cannot be read as audio \(.*\); convert it to WAV"):
+        audio.read(other)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@pytest.mark.parametrize("end", ["m4a", "mp4", "webm", "aac"])
+def test_recordings_through_the_real_ffmpeg(tmp_path: Path, end: str):
+    source, path = RECORDINGS / "voice_24k.wav", tmp_path / f"voice 声音.{end}"
+    subprocess.run(["ffmpeg", "-v", "error", "-i", source, "-ac", "2", path], check=True)
+    samples, rate = audio.read(path)
+    expected, _ = audio.read(source)
+    assert len(samples) / rate == pytest.approx(len(expected) / 24000, abs=0.1)
+    assert np.abs(samples).max() == pytest.approx(np.abs(expected).max() * 0.5**0.5, rel=0.1)
+    assert len(audio.read(path, 1.0, 2.0)[0]) / rate == pytest.approx(1.0, abs=0.05)
+    with pytest.raises(audio.AudioError, match=r"has no sound from 100 s on; start earlier"):
+        audio.read(path, start=100.0)
 
 
 def test_speech_after_the_first_15_seconds_is_not_heard():

@@ -619,9 +619,7 @@ def test_other_files_are_understood_before_anything_is_written(folder, tmp_path,
 def test_a_vocabulary_of_another_model_is_refused(tiny, folder, tmp_path, monkeypatch, component, size, name):
     cfg = dataclasses.replace(tiny.cfg, **{component: dataclasses.replace(getattr(tiny.cfg, component), **{size: 10})})
     monkeypatch.setattr(convert, "read_config", lambda folder: cfg)
-    with pytest.raises(
-        CheckpointError, match=rf"{name}: has \d+ pieces, but the model knows 10: it belongs to another"
-    ):
+    with pytest.raises(CheckpointError, match=rf"{name}: has \d+ pieces, but the model knows 10: it belongs to"):
         convert.convert(folder, tmp_path / "out")
 
 
