@@ -6,14 +6,16 @@ the reference's `indextts/utils/front.py` and `common.py`, whose quirks are kept
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
 from sentencepiece import SentencePieceProcessor
+
+from indextts_jax import rules, yaml_file
+from indextts_jax.errors import Error, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +26,19 @@ LATIN = re.compile("[A-Za-z]")
 CHINESE = re.compile("[\u4e00-\u9fff]")
 EMAIL = re.compile(r"[A-Za-z0-9]+@[A-Za-z0-9]+\.[A-Za-z]+$")
 CONTRACTION = re.compile("(what|where|who|which|how|there|here|it|she|he|that|this)'s", re.IGNORECASE)
-HYPHENATED = re.compile("[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)+")  # GPT-5-nano; not a telephone number
-NAME = re.compile("[\u4e00-\u9fff]+(?:[-·—][\u4e00-\u9fff]+){1,2}")  # 约瑟夫·高登-莱维特
-ANNOTATION = re.compile(r"<[^|>\n]+\|[^>\n]+>")  # <重|CHONG2>
-ANNOTATION_MARK = "PRONPLACEHOLDER{}PRONPLACEHOLDER"  # letters alone, which no normaliser rewrites
+
+# Patterns that match at every run they meet: one that fails is tried again from each of the run's characters.
+HYPHENATED = re.compile("[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")  # GPT-5-nano from its first letter on; not 138-0013
+NAME = re.compile("[\u4e00-\u9fff]+(?:[-·—][\u4e00-\u9fff]+){0,2}")  # 约瑟夫·高登-莱维特; 约瑟夫 alone is none
+ANNOTATION_LINE = re.compile("[^>\n]*[>\n]?")  # an annotation, <重|CHONG2>, ends at the first >, before any line end
+
+# What stands for a part of the text that the rules must not rewrite: letters alone, or letters in angle brackets.
+ANNOTATION_MARK = "PRONPLACEHOLDER{}PRONPLACEHOLDER"
+HELD_ANNOTATION = re.compile(ANNOTATION_MARK.format("[a-z]+"))
+HYPHEN = "<H>"  # a hyphen that joins words
+HELD_NAME = re.compile("<n_[a-z]+>")
+HELD_PINYIN = re.compile("<pinyin_[a-z]+>")
+FOLDED = {ord("İ"): "i", ord("ı"): "i", ord("ſ"): "s"}
 JQX_UMLAUT = re.compile("([jqx])[uü](n|e|an)?([1-5])", re.IGNORECASE)
 
 # A syllable is an initial and a final, or a syllabic consonant, then its tone: xuan4, er2; not beta1, voice2.
@@ -37,8 +48,8 @@ FINALS = (
     "ang|eng|ing|ong|iang|iong|uang|vang|üang"
 )
 PINYIN = re.compile(f"(?<![a-z])(?:(?:{INITIALS})?(?:{FINALS})|ng|er)[1-5]", re.IGNORECASE)
+MAYBE_PINYIN = re.compile(r"[^\W\d_]{1,6}[1-5]")  # the longest syllable has six letters
 
-WORD_PARTS = re.compile(r"[0-9]+(?:[.,][0-9]+)*|[\d#$%&*+/=@^|~€£¥]|[^\d#$%&*+/=@^|~€£¥]+")
 ELLIPSIS = re.compile(r"\.{3}|,{3}|…{2}")
 MARKS = {"，、：:；;": ",", "。": ".", "！": "!", "？": "?", "·—～~": "-", "\n": " ", '“”"‘’（）()《》【】[]「」': "'"}
 ENGLISH_MARKS = {ord(mark): plain for marks, plain in MARKS.items() for mark in marks}
@@ -51,6 +62,10 @@ CJK_OR_RUN = re.compile(f"[{CJK}]|[^{CJK}]+")
 STOPS = (".", "!", "?", "▁.", "▁?", "▁...")
 PAUSES = (",", "▁,", "-")
 APOSTROPHES = ("'", "▁'")
+
+
+MAX_MODEL_BYTES = 64 << 20  # the official one has 475 kB
+MODEL_PARTS = {0x0A, 0x12, 0x1A}  # pieces, trainer_spec and normalizer_spec: fields 1 to 3 of sentencepiece_model.proto
 
 
 class Analysis(NamedTuple):
@@ -78,69 +93,70 @@ class TextFrontEnd:
     def load(cls, bpe_model: Path, glossary: Path | None = None) -> "TextFrontEnd":
         """Read `bpe.model` and, where one is given, a glossary.
 
-        Raises FileNotFoundError for a missing file, ValueError for one that cannot be understood.
+        Raises NotFound for a missing file, Error for one that cannot be understood.
         """
         bpe_model = Path(bpe_model)
         if not bpe_model.is_file():
-            raise FileNotFoundError(f"{bpe_model}: no such file; the SentencePiece model belongs to the model folder")
-        try:
-            processor = SentencePieceProcessor(model_file=str(bpe_model))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{bpe_model}: not a readable SentencePiece model ({error}); fetch it again") from error
-        return cls(processor, load_glossary(glossary) if glossary else {})
+            raise NotFound(f"{bpe_model}: no such file; the SentencePiece model belongs to the model folder")
+        return cls(_load_model(bpe_model), load_glossary(glossary) if glossary else {})
 
-    def analyse(self, text: str, budget: int = 120, first: int = 0) -> Analysis:
-        """Everything the decoder needs of a text; `budget` and `first` as in `split`.
+    def analyse(self, text: str, budget: int = 120, first: int = 0, language: str | None = None) -> Analysis:
+        """Everything the decoder needs of a text; `budget` and `first` as in `split`, `language` as in `normalize`.
 
-        Raises ValueError for a text without anything to pronounce. Pieces that the vocabulary lacks are logged.
+        Raises Error for a text without anything to pronounce. Pieces that the vocabulary lacks are logged.
         """
+        _check_language(language)
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{text[:80]!r} is not valid Unicode ({error}); read it with its own encoding") from error
+            raise Error(f"{text[:80]!r} is not valid Unicode ({error}); read it with its own encoding") from error
         if len(text.strip()) == 1:  # the reference neither normalises nor upper-cases a lone character
             normalized, pieces = text.strip(), self.processor.encode(text, out_type=str)
         else:
-            normalized = self.normalize(text)
+            normalized = self.normalize(text, language)
             pieces = self.encode(normalized)
         if not any(character.isalnum() for piece in pieces for character in piece):
-            raise ValueError(f"nothing to pronounce in {text[:80]!r}: give at least one letter, digit or character")
+            raise Error(f"nothing to pronounce in {text[:80]!r}: give at least one letter, digit or character")
         ids = self.ids(pieces)
         unknown = [piece for piece, i in zip(pieces, ids, strict=True) if i == self.processor.unk_id()]
         if unknown:
-            names = ", ".join(repr(piece) for piece in dict.fromkeys(unknown))
+            different = list(dict.fromkeys(unknown))
+            names = ", ".join(map(repr, different[:20])) + (", ..." if len(different) > 20 else "")
             logger.warning("%d of %d pieces are not in the vocabulary: %s", len(unknown), len(pieces), names)
         segments = split(pieces, budget, first)
         return Analysis(normalized, pieces, ids, segments, [self.ids(segment) for segment in segments], unknown)
 
-    def normalize(self, text: str) -> str:
+    def normalize(self, text: str, language: str | None = None) -> str:
         """Text as it is spoken: numbers, dates and units in words, terms by the glossary, few punctuation marks.
 
-        Annotations such as `<重|CHONG2>` come out as they went in. Raises ValueError for characters the rules refuse.
+        `language` is "zh" or "en", the language whose rules read the numbers; None lets the text decide, as the
+        reference does (see `is_chinese`). Annotations such as `<重|CHONG2>` come out as they went in. Raises
+        ValueError for another language, and for characters that the rules refuse.
         """
+        _check_language(language)
         text, annotations = _set_aside_annotations(text)
-        language = "zh" if is_chinese(text) else "en"
+        if language is None:
+            language = "zh" if is_chinese(text) else "en"
         text = CONTRACTION.sub(r"\1 is", text)
         text = _read_terms(text, self.glossary, language)
 
         # The rules would read the hyphen of GPT-5 as a minus, pinyin tones as numbers, and the dot of a name.
-        hyphenated = _longest_first(HYPHENATED.findall(text))
-        for term in hyphenated:
-            text = text.replace(term, term.replace("-", "<H>"))
+        unhyphenated = HYPHENATED.sub(_set_aside_hyphens, text)
+        hyphenated = unhyphenated != text
+        text = unhyphenated
         if language == "zh":
-            pinyin = _marks("pinyin", PINYIN.findall(text))
-            text = _replace_all(text, pinyin)
-            names = _marks("n", NAME.findall(text))
-            text = _apply_rules(_replace_all(text, names), language)
-            text = _replace_all(text, {mark: name for name, mark in names.items()})
-            text = _replace_all(text, {mark: _spelling(syllable) for syllable, mark in pinyin.items()})
+            text, pinyin = _set_aside_pinyin(text)
+            text, names = _set_aside_names(text)
+            text = rules.read(text, language)
+            text = _put_back(text, names, HELD_NAME)
+            text = _put_back(text, pinyin, HELD_PINYIN)
         else:
-            text = _apply_rules(text, language)
+            text = rules.read(text, language)
         if hyphenated:
-            text = re.sub(r"\s*<H>\s*", "-", text)
+            text = _put_back_hyphens(text)
 
         text = ELLIPSIS.sub("…", text).translate(CHINESE_MARKS if language == "zh" else ENGLISH_MARKS)
-        return _replace_all(text, annotations)
+        return _put_back(text, annotations, HELD_ANNOTATION)
 
     def encode(self, normalized: str) -> list[str]:
         """The pieces of a normalised text: CJK characters stand alone, everything is upper-cased."""
@@ -158,17 +174,18 @@ def split(pieces: list[str], budget: int = 120, first: int = 0) -> list[list[str
     Neighbours are joined again while they fit, but within the first `first` pieces only up to half the budget: the
     first segments are then short, and streamed audio starts early. Two quirks of the reference are kept: an
     apostrophe after a sentence end closes one segment (which may thereby exceed the budget by one) *and* opens the
-    next, and a sentence of one or two pieces is not cut off. Raises ValueError for a budget below 1.
+    next, and a sentence of one or two pieces is not cut off. Raises Error for a budget below 1.
     """
     if budget < 1 or first < 0:
-        raise ValueError(f"budget must be at least 1 and first at least 0, not {budget} and {first}")
+        raise Error(f"budget must be at least 1 and first at least 0, not {budget} and {first}")
     parts: list[list[str]] = []
     current: list[str] = []
+    cuts: list[str] = []  # the ends of the parts that had to be cut inside a sentence
     for i, piece in enumerate(pieces):
         current.append(piece)
         if piece in PAUSES or len(current) > budget:
             if len(current) > budget:
-                logger.warning("more than %d pieces without a mark: cut after %s", budget, "".join(current[-9:-1]))
+                cuts.append("".join(current[-9:-1]))
             parts += [current[start : start + budget] for start in range(0, len(current), budget)]
             current = []
         elif piece in STOPS and len(current) > 2:
@@ -177,6 +194,8 @@ def split(pieces: list[str], budget: int = 120, first: int = 0) -> list[list[str
             current = []
     if current:
         parts.append(current)
+    if cuts:
+        logger.warning("more than %d pieces without a mark: cut after %s (%d times in all)", budget, cuts[0], len(cuts))
 
     segments: list[list[str]] = []
     seen = 0
@@ -184,10 +203,45 @@ def split(pieces: list[str], budget: int = 120, first: int = 0) -> list[list[str
         seen += len(part)
         limit = budget if seen > first else budget / 2
         if segments and len(segments[-1]) + len(part) <= limit:
-            segments[-1] = segments[-1] + part
+            segments[-1] += part
         else:
             segments.append(part)
     return segments
+
+
+def _load_model(path: Path) -> SentencePieceProcessor:
+    unreadable = f"{path}: not a readable SentencePiece model"
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_MODEL_BYTES + 1)
+        if len(content) > MAX_MODEL_BYTES:
+            raise Error(f"{unreadable}: it is larger than {MAX_MODEL_BYTES >> 20} MiB")
+        if not _is_whole_model(content):
+            raise Error(f"{unreadable}: it is cut short or another kind of file; fetch it again")
+        return SentencePieceProcessor(model_proto=content)
+    except (RuntimeError, OSError) as error:
+        raise Error(f"{unreadable} ({' '.join(str(error).split())[:100]}); fetch it again") from error
+
+
+def _is_whole_model(content: bytes) -> bool:
+    """Whether a SentencePiece model has pieces, settings and a normaliser, the last of them to its end.
+
+    SentencePiece itself loads a file that was cut between two pieces, and then knows fewer pieces and no normaliser.
+    """
+    parts, position = set(), 0
+    while position < len(content):
+        parts.add(content[position])  # every part begins with its number and kind, its length in 7 bits a byte
+        length = shift = 0
+        while True:
+            position += 1
+            if position >= len(content) or shift > 28:
+                return False
+            length |= (content[position] & 0x7F) << shift
+            shift += 7
+            if content[position] < 0x80:
+                break
+        position += 1 + length
+    return position == len(content) and parts >= MODEL_PARTS
 
 
 def is_chinese(text: str) -> bool:
@@ -199,36 +253,38 @@ def is_chinese(text: str) -> bool:
 def load_glossary(path: Path) -> dict[str, dict[str, str]]:
     """Read `glossary.yaml`: each term with one reading, or with readings under `zh` and `en`.
 
-    A term without a reading in a language is read as it is written. Raises FileNotFoundError, or ValueError that
+    A term without a reading in a language is read as it is written. Raises NotFound, or Error that
     names the file and the entry.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such glossary")
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML in UTF-8: {error}") from error
+        raise NotFound(f"{path}: no such glossary")
+    content = yaml_file.read(path)
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected `term: reading` entries, found a {type(content).__name__}")
+        raise Error(f"{path}: expected `term: reading` entries, found a {type(content).__name__}")
 
     glossary = {}
     for term, readings in content.items():
         if not isinstance(term, str) or not term:
-            raise ValueError(f"{path}: the term {term!r} is not a text; put it in quotes")
+            raise Error(f"{path}: the term {reprlib.repr(term)} is not a text; put it in quotes")
         if isinstance(readings, str):
             readings = dict.fromkeys(LANGUAGES, readings)
         if not isinstance(readings, dict) or not all(
             language in LANGUAGES and isinstance(reading, str) for language, reading in readings.items()
         ):
-            raise ValueError(
-                f"{path}: the term {term!r} needs a text or texts under `zh` and `en`, not {readings!r}; "
-                "put numbers and words like yes and no in quotes"
+            raise Error(
+                f"{path}: the term {reprlib.repr(term)} needs a text, or texts under `zh` and `en`, not "
+                f"{reprlib.repr(readings)}; put numbers and words like yes and no in quotes"
             )
         glossary[term] = dict.fromkeys(LANGUAGES, term) | readings
     return glossary
+
+
+def _check_language(language: str | None) -> None:
+    if language is not None and language not in LANGUAGES:
+        raise Error(f"language must be 'zh' or 'en', or None to let the text decide, not {reprlib.repr(language)}")
 
 
 def _set_aside_annotations(text: str) -> tuple[str, dict[str, str]]:
@@ -236,57 +292,88 @@ def _set_aside_annotations(text: str) -> tuple[str, dict[str, str]]:
     annotations: dict[str, str] = {}
 
     def hold(found: re.Match[str]) -> str:
+        line = found[0]
+        start = line.find("<") if line.endswith(">") else -1
+        bar = line.find("|", start + 1)
+        while 0 <= start == bar - 1:  # nothing between < and |: perhaps the next < begins an annotation
+            start = line.find("<", start + 1)
+            bar = line.find("|", start + 1)
+        if start < 0 or bar < 0 or bar == len(line) - 2:
+            return line
         mark = ANNOTATION_MARK.format(_letters(len(annotations)))
-        annotations[mark] = found[0]
-        return mark
+        annotations[mark] = line[start:]
+        return line[:start] + mark
 
-    return ANNOTATION.sub(hold, text), annotations
+    return ANNOTATION_LINE.sub(hold, text), annotations
+
+
+def _set_aside_hyphens(found: re.Match[str]) -> str:
+    """A run of letters, digits and hyphens with each hyphen after its first letter replaced by `HYPHEN`."""
+    letter = LATIN.search(found[0])
+    if letter is None:
+        return found[0]
+    return found[0][: letter.start()] + found[0][letter.start() :].replace("-", HYPHEN)
+
+
+def _put_back_hyphens(text: str) -> str:
+    """The text with hyphens again, and no space around them, which the rules may have left there."""
+    first, *others = text.split(HYPHEN)
+    if not others:
+        return text
+    *inner, last = others
+    return "-".join([first.rstrip(), *map(str.strip, inner), last.lstrip()])
+
+
+def _set_aside_pinyin(text: str) -> tuple[str, dict[str, str]]:
+    """The text with a mark in place of each syllable, and mark -> the syllable as the vocabulary spells it.
+
+    As in the reference, what is a syllable in one place is one everywhere: ba1 in "ba1 alba1", twice. Of syllables
+    that end with the same tone the longest counts.
+    """
+    marks = _marks("pinyin", PINYIN.findall(text))
+
+    def hold(found: re.Match[str]) -> str:
+        for start in range(len(found[0]) - 1):
+            mark = marks.get(found[0][start:])
+            if mark:
+                return found[0][:start] + mark
+        return found[0]
+
+    if marks:
+        text = MAYBE_PINYIN.sub(hold, text)
+    return text, {mark: _spelling(syllable) for syllable, mark in marks.items()}
+
+
+def _set_aside_names(text: str) -> tuple[str, dict[str, str]]:
+    """The text with a mark in place of each name, and mark -> name."""
+    marks = _marks("n", (run for run in NAME.findall(text) if not run.isalpha()))
+    text = NAME.sub(lambda found: marks.get(found[0], found[0]), text)
+    return text, {mark: name for name, mark in marks.items()}
+
+
+def _put_back(text: str, held: Mapping[str, str], marks: re.Pattern[str]) -> str:
+    """The text with what was held back in place of its marks."""
+    return marks.sub(lambda found: held.get(found[0], found[0]), text) if held else text
 
 
 def _read_terms(text: str, glossary: Glossary, language: str) -> str:
     """Replace the terms of the glossary, longest first, in any case; a mark is no place to find a term in."""
-    held = ANNOTATION_MARK.format("[a-z]+")
+    held = f"((?-i:{HELD_ANNOTATION.pattern}))|" if HELD_ANNOTATION.search(text) else "()"
+    folded = _folded(text)
     for term in _longest_first(glossary):
+        # Most terms do not occur, which is quickly seen where upper and lower case are as simple as in ASCII.
+        if _folded(term) not in folded and all(c.isascii() or c.lower() == c.upper() for c in term):
+            continue
         reading = glossary[term][language]
-        pattern = re.compile(f"((?-i:{held}))|{re.escape(term)}", re.IGNORECASE)
+        pattern = re.compile(held + re.escape(term), re.IGNORECASE)
         text = pattern.sub(lambda found, reading=reading: found[1] or reading, text)
+        folded = _folded(text)
     return text
 
 
-def _apply_rules(text: str, language: str) -> str:
-    """Text with its numbers, dates, units and abbreviations in words.
-
-    wetext from 0.1.5 on finds no English reading for some runs of spaces, nor for digits and symbols next to letters
-    beyond ASCII (Café2Go), and then none for the whole text. So the runs are closed, and if that is not enough, the
-    words it refuses are taken apart.
-    """
-    rules = _rules(language)
-    spoken = rules(text)
-    if spoken is None:
-        words = text.split()
-        spoken = rules(" ".join(words))
-        if spoken is None:
-            spoken = rules(" ".join(w if rules(w) is not None else " ".join(WORD_PARTS.findall(w)) for w in words))
-    if spoken is None:
-        raise ValueError(f"cannot normalise {text[:80]!r}: remove control and other unusual characters")
-    return re.sub(r'\\(["\\])', r"\1", spoken)  # the same releases leave these two escaped
-
-
-@cache
-def _rules(language: str) -> Callable[[str], str | None]:
-    """The rules of wetext for one language; None stands for a text that they find no reading for."""
-    # Imported on first use: the import reads the rules of every language, which takes half a second.
-    from wetext import Normalizer
-
-    normalizer = Normalizer(lang=language, operator="tn", remove_erhua=False)
-
-    def read(text: str) -> str | None:
-        try:
-            return str(normalizer.normalize(text))
-        except AssertionError:
-            return None
-
-    return read
+def _folded(text: str) -> str:
+    """Text in lower case, with the letters beyond ASCII that a pattern takes for i and s in any case."""
+    return text.translate(FOLDED).lower()
 
 
 def _spelling(syllable: str) -> str:
@@ -298,18 +385,12 @@ def _spelling(syllable: str) -> str:
 
 def _marks(label: str, found: Iterable[str]) -> dict[str, str]:
     """Each text found -> the mark that stands for it while the rules run."""
-    return {text: f"<{label}_{_letters(i)}>" for i, text in enumerate(_longest_first(found))}
+    return {text: f"<{label}_{_letters(i)}>" for i, text in enumerate(dict.fromkeys(found))}
 
 
 def _longest_first(texts: Iterable[str]) -> list[str]:
     """The different texts, so ordered that none is found inside one that comes later."""
     return sorted(dict.fromkeys(texts), key=len, reverse=True)
-
-
-def _replace_all(text: str, replacements: Mapping[str, str]) -> str:
-    for old, new in replacements.items():
-        text = text.replace(old, new)
-    return text
 
 
 def _letters(index: int) -> str:

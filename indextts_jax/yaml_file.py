@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from indextts_jax.errors import Error
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_NUMBER = 64
@@ -18,7 +20,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first, in C, is tw
 NUMBER = re.compile("[-+.0-9][-+.:_0-9a-zA-Z]*")
 
 
-class YamlError(ValueError):
+class YamlError(Error):
     """A file that is not YAML, or not within the bounds; the message is one line that begins with the file's name."""
 
 

@@ -9,7 +9,7 @@ CONVERT = PACKAGE.parent / "convert"
 # From the bottom to the top. A package stands for its files, which may import each other where they make no circle.
 LAYERS = (
     ("errors", "buckets", "timing", "models.layers"),
-    ("interrupts", "models", "features", "seeds", "yaml_file"),
+    ("interrupts", "models", "features", "seeds", "yaml_file", "rules"),
     ("files",),
     ("config", "decoding", "text"),
     ("audio", "stages", "emotion", "checksums"),

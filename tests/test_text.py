@@ -5,6 +5,7 @@ import logging
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,40 @@ def test_language(text: str, expected: bool) -> None:
     assert is_chinese(text) is expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected", "english", "chinese"),
+    [
+        # The reference takes e1 for pinyin, wherever it stands, and reads all the rest by the Chinese rules.
+        ("It has 1e10 atoms in 3 g.", "It has 一e1零 atoms in 三 g.", "It has one e ten atoms in three grams.", None),
+        ("the 3 of us", "the three of us", None, "the 三 of us"),
+        ("他有3个", "他有三个", "他有 three 个", None),
+        ("3:30", "三点三十分", "three thirty", None),
+        ("$5", "五美元", "five dollars", None),
+        ("GPT-5 and 3", "GPT-five and three", None, "GPT-五 and 三"),
+    ],
+)
+def test_a_language_that_is_named_decides(
+    front: TextFrontEnd, text: str, expected: str, english: str | None, chinese: str | None
+) -> None:
+    assert front.normalize(text) == expected
+    assert front.normalize(text, "en") == (english or expected)
+    assert front.normalize(text, "zh") == (chinese or expected)
+    assert front.analyse(text, language="en").normalized == (english or expected)
+
+
+@pytest.mark.parametrize("language", ["ja", "EN", "", "english" * 100])
+def test_other_languages_are_refused(front: TextFrontEnd, language: str) -> None:
+    for call in (front.normalize, front.analyse):
+        with pytest.raises(ValueError, match="language must be 'zh' or 'en'") as caught:
+            call("a 3", language=language)
+        assert len(str(caught.value)) < 200
+
+
+def test_the_language_of_a_term_is_the_one_named(reader: TextFrontEnd) -> None:
+    assert reader.normalize("PCIe 5.0", "zh") == "P C I E 五点零"
+    assert reader.normalize("PCIe 5.0", "en") == "PCIE five"
+
+
 # Normalisation
 
 
@@ -67,7 +102,8 @@ def test_language(text: str, expected: bool) -> None:
         ("What's here? Bob's hat. SHE'S in.", "What is here? Bob's hat. SHE is in."),
         ("¿5$ 是$", "¿五. 是."),  # the dollar sign is a stop in Chinese only
         ("a $ b", "a dollar b"),
-        ("一,,,,二，，，，", "一…,二,,,,"),
+        ("一,,,,二，，，，。。。", "一…,二…,…"),
+        ("繁體：３個，ＡＢ！", "繁体,三个,AB!"),
         ("GPT-5-nano和135-4567-8900", "GPT-五-nano和一三五四五六七八九零零"),
         ("ju1 lü4 XUN2 qiang2 nüe4 xinge1", "JV1 lü4 XVN2 QIANG2 nüe4 xinge一"),
     ],
@@ -82,6 +118,7 @@ def test_normalize(front: TextFrontEnd, text: str, expected: str) -> None:
         ("Chapter 1\n\nIt  was 5 PM.", "Chapter one It was five PM."),
         ("Café2Go opens on Jan. 5th, 1999", "Café two Go opens on the fifth of january, nineteen ninety nine"),
         ("the é2a-5b", "the é two a-five b"),
+        ("£1,050 (about $1,300).", "one thousand and fifty pounds 'about one thousand three hundred dollars'."),
         ('He said "3 times" to me.', "He said 'three times' to me."),
         ('他说"3点"见', "他说'三点'见"),
     ],
@@ -111,14 +148,85 @@ def test_annotations_come_out_as_they_went_in(front: TextFrontEnd, words: str, c
     assert "3" not in normalized.replace(annotations, "")
 
 
-def test_an_unfinished_annotation_is_text(front: TextFrontEnd) -> None:
-    assert front.normalize("<重|> 3个") == "<重|> 三个"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<重|> 3个", "<重|> 三个"),
+        ("<|a> 3个", "<|a> 三个"),
+        ("<a\n|b3> 看3个", "<a |b三> 看三个"),
+        ("<<a|b3>> 3个", "<<a|b3>> 三个"),
+        ("<|<a|b3> 3个", "<|<a|b3> 三个"),
+        ("<a|b|<c3> 3个", "<a|b|<c3> 三个"),
+    ],
+)
+def test_where_an_annotation_begins_and_ends(front: TextFrontEnd, text: str, expected: str) -> None:
+    assert front.normalize(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5-GPT-5 是 3a-b-2 和 a--b", "五-GPT-五 是 三a-b-二 和 a--b"),  # from the first letter on
+        ("甲·乙·丙·丁3", "甲-乙-丙-丁三"),  # three parts are a name, and the fourth is not
+        ("读ba1和alba1和bab1", "读ba1和alba1和bab一"),  # a syllable in one place is one everywhere
+        ("读a1和zhuang1和azhuang1", "读a1和zhuang1和azhuang1"),
+    ],
+)
+def test_what_the_rules_leave_alone(front: TextFrontEnd, text: str, expected: str) -> None:
+    assert front.normalize(text) == expected
 
 
 def test_calls_do_not_disturb_each_other(front: TextFrontEnd) -> None:
     texts = ["约翰·李有3只", "read <a|B1> 3", "玛丽·安娜读chong2", "GPT-5 is 3"]
     alone = [TextFrontEnd.load(BPE_MODEL).normalize(text) for text in texts]
     assert [front.normalize(text) for text in texts + texts] == alone + alone
+
+
+# Long texts
+
+
+LONG = {
+    "a word": "a" * 100_000,
+    "letters and digits": "a1" * 5000,
+    "hyphens": "a-" * 50_000,
+    "hyphenated words": " ".join(f"a-{'b' * (i % 97)}-{'c' * (i // 97)}d" for i in range(1000)),
+    "chinese": "天" * 100_000,
+    "names": " ".join(f"{chr(0x4E00 + i)}·{chr(0x5E00 + j)}" for i in range(100) for j in range(100)),
+    "pinyin": " ".join(f"{a}{b}{c}uang{d}" for a in "zZ" for b in "hH" for c in ("", "u") for d in range(1, 6)) * 500,
+    "<": "a" + "<" * 100_000,
+    "<|": "a" + "<|" * 50_000 + ">",
+    "<a|": "<a|" * 50_000,
+    "annotations": "<重|CHONG2>" * 5000,
+    "spaces": "a-b" + " " * 100_000 + "中",
+    "line ends": "a\n" * 50_000,
+    "quotes": "\"'“" * 30_000 + "a",
+    "an address": "a" * 100_000 + "@",
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_long_texts_take_seconds(front: TextFrontEnd, text: str) -> None:
+    start = time.perf_counter()
+    analysis = front.analyse(text)
+    assert time.perf_counter() - start < 8  # one at most, where one pass that grows with the square takes 30
+    assert len(analysis.segment_ids) == len(analysis.segments)
+
+
+def test_many_terms_take_seconds() -> None:
+    glossary = {f"term{i}x": {"zh": "词", "en": "word"} for i in range(3000)}
+    front = TextFrontEnd(TextFrontEnd.load(BPE_MODEL).processor, glossary)
+    start = time.perf_counter()
+    assert front.normalize("the quiet river went on " * 5000 + "TERM7X") == "the quiet river went on " * 5000 + "word"
+    assert time.perf_counter() - start < 8
+
+
+@pytest.mark.parametrize(
+    ("term", "text", "expected"),
+    [("kiss", "a KIſS b", "a word b"), ("ITS", "ıTS", "word"), ("its", "İTS", "word"), ("Straße", "STRAßE", "word")],
+)
+def test_terms_in_any_case(front: TextFrontEnd, term: str, text: str, expected: str) -> None:
+    reader = TextFrontEnd(front.processor, {term: {"zh": "词", "en": "word"}})
+    assert reader.normalize(text) == expected
 
 
 # Pieces
@@ -147,6 +255,13 @@ def test_unknown_pieces_are_named(front: TextFrontEnd, caplog: pytest.LogCapture
     (record,) = caplog.records
     assert record.getMessage().endswith("'龘', '😀'")
     assert f"3 of {len(analysis.pieces)}" in record.getMessage()
+
+
+def test_only_the_first_unknown_pieces_are_named(front: TextFrontEnd, caplog: pytest.LogCaptureFixture) -> None:
+    front.analyse("a " + " ".join(chr(0x9000 + i) for i in range(500)))
+    (message,) = [record.getMessage() for record in caplog.records if "vocabulary" in record.getMessage()]
+    assert len(message) < 250
+    assert message.endswith(", ...")
 
 
 def test_known_pieces_are_not_warned_of(front: TextFrontEnd, caplog: pytest.LogCaptureFixture) -> None:
@@ -217,7 +332,10 @@ def test_split_says_where_it_cuts_inside_a_sentence(caplog: pytest.LogCaptureFix
     assert split(list("AB,CD."), 3) == [list("AB,"), list("CD.")]
     assert not caplog.records
     split(["▁A", "B", "C", "D", "E"], 3)
-    assert "cut after ▁ABC" in caplog.text
+    assert "cut after ▁ABC (1 times in all)" in caplog.text
+    caplog.clear()
+    split(["A"] * 1000, 3)
+    assert len(caplog.records) == 1
 
 
 def test_split_streams_short_segments_first() -> None:
@@ -279,6 +397,13 @@ def test_glossary(reader: TextFrontEnd, text: str, expected: str) -> None:
         ("A:", "'A' needs a text"),
         ("A: {en: no}", "'A' needs a text"),
         ("A: {cn: B}", "'A' needs a text"),
+        (f"A: [{'B, ' * 5000}B]", "'A' needs a text"),
+        (f"{'A' * 900}: 5", "needs a text"),
+        (f"? [{'B, ' * 5000}B]\n: 5", "not valid YAML"),
+        (f"A: {'9' * 5000}", "a number of 5000 characters"),
+        ("A: &b [B]\nC: [*b, *b]", "anchors"),
+        ("[" * 5000, "nested more than"),
+        ("A: " + "B" * 10_000_000, "larger than 1 MB"),
     ],
 )
 def test_bad_glossaries_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -287,6 +412,8 @@ def test_bad_glossaries_are_refused(tmp_path: Path, content: str, message: str) 
     with pytest.raises(ValueError, match=message) as caught:
         load_glossary(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200 + len(str(path))
 
 
 def test_glossary_files(tmp_path: Path) -> None:
@@ -306,10 +433,23 @@ def test_bad_models_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bpe.model"
     with pytest.raises(FileNotFoundError, match=r"bpe\.model"):
         TextFrontEnd.load(path)
-    for content in (b"", b"version https://git-lfs.github.com/spec/v1\n", BPE_MODEL.read_bytes()[:5000]):
+    model = BPE_MODEL.read_bytes()
+    cut = [model[:length] for length in (1, 2, 57, 5000, 7953, 7994, len(model) // 2, len(model) - 1)]
+    pointer, page = b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>\n" * 100
+    for content in (b"", pointer, page, b"\n" * 5000, b"\x0a\xff\xff\xff\xff\xff\xff\xff", model + b"\n\n", *cut):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bpe\.model: not a readable SentencePiece model"):
+        with pytest.raises(ValueError, match=r"bpe\.model: not a readable SentencePiece model") as caught:
             TextFrontEnd.load(path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 200 + len(str(path))
+
+
+def test_a_model_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "bpe.model"
+    with path.open("wb") as file:
+        file.truncate(10 << 30)  # a sparse file
+    with pytest.raises(ValueError, match=r"bpe\.model: not a readable SentencePiece model: it is larger than 64 MiB"):
+        TextFrontEnd.load(path)
 
 
 def test_the_rules_are_read_on_first_use() -> None:
