@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,12 +64,12 @@ class Sampling:
 
 
 class Codes(NamedTuple):
-    """What was drawn: codes [N, C] int32 (C the most there can be), of which row i has lengths[i]."""
+    """What was drawn, row by row; numpy arrays where `generate` gives it."""
 
-    codes: np.ndarray
-    lengths: np.ndarray  # [N] int32, stop code not counted
-    stopped: np.ndarray  # [N] bool; False where the limit cut the row
-    scores: np.ndarray  # [N] float32, of the hypothesis that won; 0 without beams
+    codes: Any  # [N, C] int32, C the most there can be; the stop code past a row's length
+    lengths: Any  # [N] int32, stop code not counted
+    stopped: Any  # [N] bool; False where the limit cut the row
+    scores: Any  # [N] float32, of the hypothesis that won; 0 without beams
 
 
 class Trace(NamedTuple):
@@ -81,7 +81,7 @@ class Trace(NamedTuple):
 
 
 class Hypotheses(NamedTuple):
-    """Beams that stopped, the best K of a row in the order of their coming; those of length −1 do not exist."""
+    """The best K finished beams of a row, in the order in which they finished. Length −1 marks an empty place."""
 
     scores: Array  # [B, K] float32, divided by length ** length_penalty
     lengths: Array  # [B, K] int32, stop code not counted
@@ -270,7 +270,8 @@ def admit(
     seen = new.seen.at[..., jnp.array([1, cfg.start_code])].set(True)
     visible = jnp.broadcast_to(valid(lengths, S)[:, None], (A, K, S))
     new = new._replace(
-        caches=(), visible=visible, filled=lengths, done=jnp.zeros(A, bool), seen=seen, keys=keys,
+        # done: none of them, but computed, so that under shard_map the whole state varies as the rows do
+        caches=(), visible=visible, filled=lengths, done=lengths < 0, seen=seen, keys=keys,
         scores=jnp.broadcast_to(jnp.where(jnp.arange(K) == 0, 0.0, UNLIKELY)[None], (A, K)),
     )  # fmt: skip
     V = logits.shape[-1]
@@ -326,6 +327,61 @@ def compact(state: State, capacity: int) -> State:
     )
 
 
+@partial(jax.jit, static_argnames="cfg")
+def winners(cfg: GPTConfig, state: State, limit: Array) -> Codes:
+    """What the rows that are done have drawn, walked back through the beams from the best hypothesis of each.
+
+    Of equal hypotheses the last one wins. limit [] int32 steps, as in `advance`.
+    """
+    trace, K, rows = state.trace, state.hypotheses.scores.shape[1], jnp.arange(state.done.shape[0])
+    winner = K - 1 - jnp.argmax(state.hypotheses.scores[:, ::-1], axis=1)
+    scores, lengths, beams = (values[rows, winner] for values in state.hypotheses)
+    lengths = jnp.maximum(lengths, 0)
+    longest = lengths.max()
+
+    def back(i: Array, walked: tuple[Array, Array]) -> tuple[Array, Array]:
+        codes, beams = walked
+        step = longest - 1 - i
+        code, parent = (values[rows, step, beams] for values in (trace.codes, trace.parents))
+        inside = step < lengths
+        codes = codes.at[:, step].set(jnp.where(inside, code, cfg.stop_code))
+        return codes, jnp.where(inside, parent, beams)
+
+    codes = jnp.full_like(trace.codes[:, :, 0], cfg.stop_code)
+    codes, _ = jax.lax.fori_loop(0, longest, back, (codes, beams))
+    return Codes(codes, lengths, lengths < limit, scores)
+
+
+@partial(jax.jit, static_argnames=("cfg", "max_codes"))
+def decode(
+    params: dict, cfg: GPTConfig, prefix: Prefix, keys: Array, sampling: Sampling, max_codes: int = 1500
+) -> Codes:
+    """`generate` as one program, for `jit`, `vmap`, `shard_map` and reinforcement learning: -> Codes of JAX arrays.
+
+    prefix of B rows, keys [B] typed; codes [B, most codes of the model]. The cache has slots for `max_codes` steps from
+    the start, and no row is drawn again: where many rows of different lengths are to be drawn, `generate` needs less
+    memory and time. Its rows are equal to those of `generate`.
+    """
+    limit = _limit(cfg, sampling, max_codes)
+    B, P, _ = prefix.embeddings.shape
+    logits, caches = gpt.prefill(params, cfg, prefix)
+    state = empty(cfg, B, sampling.beams, P + sampling.beams * limit, prefix.embeddings.dtype)
+    rows, most = jnp.arange(B), jnp.int32(limit)
+    state = admit(cfg, state, prefix.lengths, logits, caches, rows, seeds.data(keys), sampling, most)
+    state = advance(params, cfg, state, sampling, most, jnp.array(False))
+    return winners(cfg, state, most)
+
+
+def _limit(cfg: GPTConfig, sampling: Sampling, max_codes: int) -> int:
+    """The most steps of a row. Raises ValueError for settings that do not fit the model."""
+    if max_codes < 1:
+        raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
+    most = (cfg.codes - 2) // 2
+    if most < sampling.beams:
+        raise ValueError(f"beams is {sampling.beams}, but a model of {cfg.codes} codes takes at most {most}")
+    return min(max_codes, cfg.most_codes)
+
+
 # ---- all rows -------------------------------------------------------------------------------------------------------
 
 
@@ -347,15 +403,10 @@ def generate(
     the positions that the model has. A row that this limit cuts, or that stops at once, is drawn again up to `retries`
     times, each time with another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
     """
-    if max_codes < 1:
-        raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
+    limit = _limit(cfg, sampling, max_codes)
     keys = [seeds.key(key) for key in keys]
     N = len(keys)
     K, B = sampling.beams, buckets.bucket(min(batch or N, N), buckets.BATCH)
-    most = (cfg.codes - 2) // 2
-    if most < K:
-        raise ValueError(f"beams is {K}, but a model of {cfg.codes} codes takes at most {most}")
-    limit = min(max_codes, cfg.most_codes)
     most_codes, longest = np.int32(limit), int(np.max(prefix.lengths[:N]))
     embeddings, lengths = map(np.asarray, prefix)
     result = Codes(
@@ -364,7 +415,8 @@ def generate(
     )  # fmt: skip
     least = longest + K * min(CHUNK, limit)  # slots
     state = empty(cfg, B, K, buckets.bucket(least, buckets.CACHE), embeddings.dtype)
-    if not isinstance(place := jax.tree.leaves(params)[0].sharding, NamedSharding):
+    place = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if place is not None and not isinstance(place, NamedSharding):
         # As bound to a device as what comes of the weights: another program would be compiled for the first admission.
         state = jax.device_put(state, place)
     waiting = deque((item, 0) for item in range(N))
@@ -390,32 +442,20 @@ def generate(
         if not finished:
             state = _make_room(state, limit, least)
             continue
-        found = jax.device_get((state.trace, state.hypotheses))
+        found = jax.device_get(winners(cfg, state, most_codes))
         for row in finished:
             item, attempt = places.pop(row)
-            codes, score = _best(*jax.tree.map(lambda a, row=row: a[row], found))
-            stopped = len(codes) < limit
-            if (not stopped or len(codes) == 0) and attempt < retries:
+            if (not found.stopped[row] or found.lengths[row] == 0) and attempt < retries:
                 waiting.append((item, attempt + 1))
                 continue
-            result.codes[item, : len(codes)] = codes
-            result.lengths[item], result.stopped[item], result.scores[item] = len(codes), stopped, score
+            for every, new in zip(result, found, strict=True):
+                every[item] = new[row]
     return result
 
 
 def _key(key: Array, attempt: int) -> np.ndarray:
     """The data of an item's key: its own at first, another one for each time it is drawn again; see `seeds`."""
     return np.asarray(seeds.data(jax.random.fold_in(key, seeds.ATTEMPT + attempt) if attempt else key))
-
-
-def _best(trace: Trace, hypotheses: Hypotheses) -> tuple[np.ndarray, float]:
-    """The winner of one row's hypotheses, the last of equals: -> (its codes [C], its score). Walks back the beams."""
-    winner = len(hypotheses.scores) - 1 - int(np.argmax(hypotheses.scores[::-1]))
-    beam, codes = hypotheses.beams[winner], []
-    for step in reversed(range(hypotheses.lengths[winner])):
-        codes.append(trace.codes[step, beam])
-        beam = trace.parents[step, beam]
-    return np.array(codes[::-1], np.int32), float(hypotheses.scores[winner])
 
 
 def _make_room(state: State, limit: int, least: int) -> State:

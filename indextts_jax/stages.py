@@ -40,6 +40,7 @@ STAGES = {
     "admission": Stage(decoding, "admit"),
     "decoding": Stage(decoding, "advance"),
     "compacting the cache": Stage(decoding, "compact"),
+    "winning codes": Stage(decoding, "winners"),
     # from codes to samples
     "second pass": Stage(gpt, "latents"),
     "code embeddings": Stage(repcodec, "embed"),

@@ -194,6 +194,7 @@ def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Pr
             state = _result(empty)
             arguments = params["gpt"], cfg.gpt, state, sampling, limit, struct((), bool)
             yield Program("decoding", shape, arguments, {})
+            yield Program("winning codes", shape, (cfg.gpt, state, limit), {})
             for larger in capacities:
                 if larger >= capacity:
                     yield Program("compacting the cache", f"{shape} to {larger}", (state, larger), {})

@@ -1,6 +1,9 @@
 """Drawing codes: rules, distributions, batches; caches grow unseen. Parity of one row: test_validate.py."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -138,11 +141,12 @@ def test_beams_follow_the_rules(beams):
         while not state.done[0]:
             state = decide(state, model.table[last][None], settings, cfg, np.int32(limit))
             last = np.asarray(state.trace.codes[0, int(state.counts[0]) - 1])
-        codes, score = decoding._best(*jax.tree.map(lambda a: np.asarray(a)[0], (state.trace, state.hypotheses)))
+        won = row(decoding.winners(cfg, state, np.int32(limit)), 0)
+        codes, score = np.asarray(won.codes)[: int(won.lengths)], float(won.scores)
         expected, best, stopped = beams_by_hand(model.table, cfg, beams, limit, penalty)
         assert codes.tolist() == expected
         assert score == pytest.approx(best, rel=1e-5)
-        assert (len(codes) < limit) == stopped
+        assert (len(codes) < limit) == bool(won.stopped) == stopped
         outcomes[stopped] += 1
     assert min(outcomes[True], outcomes[False]) >= 3
 
@@ -241,6 +245,76 @@ def test_rows_do_not_depend_on_neighbours_cache_or_admission(tiny, monkeypatch, 
     assert together.stopped.any()
     for i in range(4):
         alike(row(together, i), row(decoding.generate(params, cfg, one, keys[i : i + 1], sampling, limit), 0))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(sample=False), Sampling()])
+def test_one_program_draws_the_same(sampling):
+    """`decode`, compiled as a whole, under vmap over keys and with parameters of numpy, equals `generate`."""
+    params, cfg, limit = with_stop_bias(parameters("gpt", GPT), GPT, 0.5), GPT, 13
+    texts, lengths = np.full((3, 5), 7, np.int32), np.array([5, 4, 2])
+    prefix = gpt.prefix(params, cfg, normal(1, 3, 4, 16), normal(2, 3, 16), texts, lengths)
+    keys = jax.random.split(jax.random.key(3), 3)
+    expected = decoding.generate(params, cfg, prefix, list(keys), sampling, limit)
+    assert len({tuple(codes) for codes in expected.codes.tolist()}) == 3
+
+    def same(drawn):
+        for name in ("codes", "lengths", "stopped"):
+            np.testing.assert_array_equal(getattr(drawn, name), getattr(expected, name))
+        np.testing.assert_allclose(drawn.scores, expected.scores, rtol=1e-5)
+
+    same(decoding.decode(params, cfg, prefix, keys, sampling, limit))
+
+    def one(row, key):
+        return decoding.decode(params, cfg, jax.tree.map(lambda a: a[None], row), key[None], sampling, limit)
+
+    same(jax.tree.map(lambda a: a[:, 0], jax.jit(jax.vmap(one))(prefix, keys)))
+    host, host_prefix = jax.tree.map(np.asarray, (params, prefix))
+    same(decoding.decode(host, cfg, host_prefix, keys, sampling, limit))
+    same(decoding.generate(host, cfg, host_prefix, list(keys), sampling, limit))
+
+
+def test_one_program_refuses_what_does_not_fit():
+    prefix = gpt.Prefix(jnp.zeros((1, 3, 16)), jnp.array([3]))
+    for bad, why in (({"max_codes": 0}, "max_codes is 0"), ({"sampling": Sampling(beams=30)}, "at most 20")):
+        with pytest.raises(ValueError, match=why):
+            decoding.decode(parameters("gpt", GPT), GPT, prefix, jax.random.split(jax.random.key(0), 1), **{
+                "sampling": SAMPLED, **bad,
+            })  # fmt: skip
+    with pytest.raises(ValueError, match="not typed keys"):
+        decoding.decode(parameters("gpt", GPT), GPT, prefix, jnp.zeros((1, 2), jnp.uint32), SAMPLED)
+
+
+SHARDED = """
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from indextts_jax import decoding
+from indextts_jax.decoding import Sampling
+from indextts_jax.models import gpt
+from tests.small import GPT, normal, parameters
+
+params, texts, lengths = parameters("gpt", GPT), np.full((8, 5), 7, np.int32), np.array([5, 4, 2, 5, 3, 1, 5, 2])
+params["head"]["bias"] = params["head"]["bias"].at[GPT.stop_code].set(0.5)
+prefix = gpt.prefix(params, GPT, normal(1, 8, 4, 16), normal(2, 8, 16), texts, lengths)
+keys, mesh = jax.random.split(jax.random.key(3), 8), Mesh(np.array(jax.devices()), ("batch",))
+assert len(jax.devices()) == 4
+for beams in (1, 3):
+    def decode(params, prefix, keys):
+        return decoding.decode(params, GPT, prefix, keys, Sampling(beams=beams), 13)
+    sharded = jax.shard_map(decode, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P("batch"))
+    drawn, expected = jax.jit(sharded)(params, prefix, keys), decoding.generate(
+        params, GPT, prefix, list(keys), Sampling(beams=beams), 13
+    )
+    assert len(set(expected.lengths.tolist())) > 1
+    np.testing.assert_array_equal(drawn.codes, expected.codes)
+    np.testing.assert_array_equal(drawn.lengths, expected.lengths)
+"""
+
+
+def test_one_program_runs_on_shards():
+    """Two rows on each of four virtual devices, which stop at different times."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    subprocess.run([sys.executable, "-c", SHARDED], env={**os.environ, "XLA_FLAGS": flags}, check=True)
 
 
 def test_limits(monkeypatch):

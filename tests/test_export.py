@@ -19,11 +19,12 @@ import pytest
 from jax import export
 
 import indextts_jax
-from indextts_jax import decoding, models, warmup
+from indextts_jax import decoding, models, seeds, warmup
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import bigvgan, gpt, prototypes, qwen3, s2mel
+from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.qwen3 import Qwen3Config
 from indextts_jax.pipeline import Options
 from indextts_jax.stages import STAGES
@@ -66,6 +67,31 @@ class Note(NamedTuple):
 
 
 # Everything indexed inside a loop, at 2 rows, 3 beams and 256 slots; 2 rows with guidance; 2 questions.
+STEPS = {
+    Access("decoding.advance", "gather", 2, 3): Note(1, "the last codes: a few numbers per row"),
+    Access("gpt._embed", "gather", 6, 1280): Note(2, "whole rows of the two tables, one per beam"),
+    Access("gpt._write", "scatter", 6, 1280): Note(
+        48,
+        "a slot per beam in every cache; around it a TPU copies the whole cache to another layout: to be measured",
+    ),
+    Access("decoding.process", "top_k", 6, 8194): Note(
+        1, "the 30 best of each beam: of two axes, so a TPU sorts nothing"
+    ),
+    Access("decoding.candidates", "top_k", 2, 24582): Note(
+        1, "the 6 best continuations of each row: of two axes, so a TPU sorts nothing"
+    ),
+    Access("decoding.candidates", "top_k", 2, 6): Note(1, "their order without the noise: 6 numbers"),
+    Access("decoding.candidates", "gather", 12, 1): Note(2, "the scores and codes of 6 continuations per row"),
+    Access("decoding._decide", "sort", 2, 6): Note(1, "which of 6 continuations go on"),
+    Access("decoding._decide", "gather", 6, 1): Note(3, "score, parent and code of each beam"),
+    Access("decoding._decide", "gather", 6, 256): Note(1, "whole rows: the slots that each beam sees"),
+    Access("decoding._decide", "gather", 6, 8194): Note(1, "whole rows: the codes that each beam has seen"),
+    Access("decoding._decide", "scatter", 2, 3): Note(3, "the trace: three numbers per row"),
+}
+WALK = {
+    Access("decoding.winners", "gather", 2, 1): Note(2, "code and parent of one beam per row, once per sentence"),
+    Access("decoding.winners", "scatter", 1, 2): Note(1, "that code of every row"),
+}
 LOOPS = {
     "conditioner.emotion_vector": {
         Access("conditioner.Subsample", "dynamic_slice", 1, 18774): Note(1, "a block: the inputs of seven features"),
@@ -75,27 +101,9 @@ LOOPS = {
         Access("conditioner.Subsample", "dynamic_slice", 1, 9387): Note(1, "a block: the inputs of seven features"),
         Access("conditioner.Subsample", "dynamic_slice", 1, 1835008): Note(1, "a block: their weights"),
     },
-    "decoding.advance": {
-        Access("decoding.advance", "gather", 2, 3): Note(1, "the last codes: a few numbers per row"),
-        Access("gpt._embed", "gather", 6, 1280): Note(2, "whole rows of the two tables, one per beam"),
-        Access("gpt._write", "scatter", 6, 1280): Note(
-            48,
-            "a slot per beam in every cache; around it a TPU copies the whole cache to another layout: to be measured",
-        ),
-        Access("decoding.process", "top_k", 6, 8194): Note(
-            1, "the 30 best of each beam: of two axes, so a TPU sorts nothing"
-        ),
-        Access("decoding.candidates", "top_k", 2, 24582): Note(
-            1, "the 6 best continuations of each row: of two axes, so a TPU sorts nothing"
-        ),
-        Access("decoding.candidates", "top_k", 2, 6): Note(1, "their order without the noise: 6 numbers"),
-        Access("decoding.candidates", "gather", 12, 1): Note(2, "the scores and codes of 6 continuations per row"),
-        Access("decoding._decide", "sort", 2, 6): Note(1, "which of 6 continuations go on"),
-        Access("decoding._decide", "gather", 6, 1): Note(3, "score, parent and code of each beam"),
-        Access("decoding._decide", "gather", 6, 256): Note(1, "whole rows: the slots that each beam sees"),
-        Access("decoding._decide", "gather", 6, 8194): Note(1, "whole rows: the codes that each beam has seen"),
-        Access("decoding._decide", "scatter", 2, 3): Note(3, "the trace: three numbers per row"),
-    },
+    "decoding.advance": STEPS,
+    "decoding.winners": WALK,
+    "decoding.decode": STEPS | WALK,
     "s2mel.solve": {
         Access("s2mel.euler", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
         Access("s2mel.join", "gather", 1280, 80): Note(2, "the target to its place behind the prompt, frame by frame"),
@@ -194,7 +202,9 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
 
     integers, feeling, vector = struct((2,), np.int32), parameters("prototypes"), struct((2, cfg.gpt.width))
     state = decoding.empty.eval_shape(cfg.gpt, 2, 3, 1024, jnp.dtype(dtype))
-    codes = struct((2, 3), np.int32)
+    codes, keys = struct((2, 3), np.int32), jax.eval_shape(lambda: jax.random.split(seeds.key(0), 2))
+    prefix = Prefix(struct((2, 76, cfg.gpt.width), dtype), integers)  # type: ignore[arg-type]
+    yield program(decoding.decode, parameters("gpt"), cfg.gpt, prefix, keys, Sampling(), max_codes=60)
     yield program(gpt.step, parameters("gpt"), cfg.gpt, state.caches, codes, integers, integers, state.visible)
     yield program(s2mel.target_lengths, integers)
     yield program(s2mel.window, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)

@@ -12,8 +12,10 @@ from indextts_jax import audio, buckets, emotion, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.pipeline import Given, Options
+from indextts_jax.render import gather, render, target_frames, text_batch
 from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import feel, listen
+from tests.small import normal
 
 pytestmark = pytest.mark.whole
 
@@ -122,6 +124,28 @@ def test_same_key_same_audio_and_nothing_is_compiled_twice(model, voice):
     np.testing.assert_array_equal(first.samples, again.samples)
     other = speak(model, "One small test.", voice, jax.random.key(4), options)
     assert first.segments[0].codes.tolist() != other.segments[0].codes.tolist()
+
+
+def test_parameters_of_numpy_and_seeds_do_as_well(model, voice):
+    """Listening, speaking and rendering with parameters on the host: the same in every bit; a seed is its key."""
+    host = jax.tree.map(np.asarray, model.params)
+    again = listen(host, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+    for ours, expected in zip(again, voice, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    options, felt = Options(Sampling(beams=2), max_codes=20, steps=2), Emotion([0.3] * 8, seed=1)
+    speech = speak(model, "One small test.", voice, jax.random.key(3), options, felt=felt)
+    other = speak(model._replace(params=host), "One small test.", again, 3, options, felt=felt)
+    np.testing.assert_array_equal(speech.segments[0].codes, other.segments[0].codes)
+    np.testing.assert_array_equal(speech.samples, other.samples)
+    ids, lengths = text_batch(model.cfg, [model.text.analyse("One small test.").ids])
+    codes, noise = speech.segments[0].codes[None], normal(0, 1, target_frames(20), 80)
+    rendered = [
+        render(params, model.cfg, gather([voice]), ids, lengths, codes, np.array([20]), noise, steps=2)
+        for params in (model.params, host)
+    ]
+    np.testing.assert_array_equal(rendered[0].samples, rendered[1].samples)
+    with pytest.raises(ValueError, match="implementation rbg"):
+        speak(model, "One small test.", voice, jax.random.key(3, impl="rbg"), options)
 
 
 def test_buckets_change_nothing(model, voice, monkeypatch):

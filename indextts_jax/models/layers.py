@@ -36,7 +36,8 @@ def precision_of(params: Any) -> AbstractContextManager[Any]:
     An accelerator would otherwise round their factors to 8 or 11 bits. With other weights the caller's setting holds.
     Gradients keep the precision of the product that they come from.
     """
-    return jax.default_matmul_precision("highest") if dtype_of(params) == jnp.float32 else nullcontext()
+    exact = any(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params)[:1])  # a norm may have no weights
+    return jax.default_matmul_precision("highest") if exact else nullcontext()
 
 
 def enter(x: Array, lengths: Array, params: Any) -> Array:
