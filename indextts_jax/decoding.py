@@ -24,6 +24,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from indextts_jax import buckets, seeds
+from indextts_jax.errors import Error
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, LayerCache, Prefix
 from indextts_jax.models.layers import valid
@@ -60,7 +61,7 @@ class Sampling:
             ("length_penalty", self.length_penalty, -10.0, 10.0),
         ):
             if isinstance(value, float | int) and not low <= value <= high:
-                raise ValueError(f"{name} is {value}, but must lie between {low} and {high}")
+                raise Error(f"{name} is {value}, but must lie between {low} and {high}")
 
 
 class Codes(NamedTuple):
@@ -373,12 +374,12 @@ def decode(
 
 
 def _limit(cfg: GPTConfig, sampling: Sampling, max_codes: int) -> int:
-    """The most steps of a row. Raises ValueError for settings that do not fit the model."""
+    """The most steps of a row. Raises Error for settings that do not fit the model."""
     if max_codes < 1:
-        raise ValueError(f"max_codes is {max_codes}, but at least one code must be allowed")
+        raise Error(f"max_codes is {max_codes}, but at least one code must be allowed")
     most = (cfg.codes - 2) // 2
     if most < sampling.beams:
-        raise ValueError(f"beams is {sampling.beams}, but a model of {cfg.codes} codes takes at most {most}")
+        raise Error(f"beams is {sampling.beams}, but a model of {cfg.codes} codes takes at most {most}")
     return min(max_codes, cfg.most_codes)
 
 

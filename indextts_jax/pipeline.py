@@ -27,6 +27,7 @@ from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
+from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, gpt, s2mel
 from indextts_jax.render import _stacked, gather, second_pass, target_frames, text_batch, to_mel
 from indextts_jax.text import Analysis
@@ -87,11 +88,11 @@ class Options:
             ("silence_ms", self.silence_ms, 0),
         ):
             if value < low:
-                raise ValueError(f"{name} is {value}, but must be at least {low}")
+                raise Error(f"{name} is {value}, but must be at least {low}")
         if not 0 <= self.guidance <= 100:
-            raise ValueError(f"guidance is {self.guidance}, but must lie between 0 and 100")
+            raise Error(f"guidance is {self.guidance}, but must lie between 0 and 100")
         if self.retries and not self.sampling.sample:
-            raise ValueError(f"retries is {self.retries}, but without sampling the same codes would come again")
+            raise Error(f"retries is {self.retries}, but without sampling the same codes would come again")
 
 
 Progress = Callable[[str, int, int], None]  # stage that begins, steps done, steps in all
@@ -141,14 +142,14 @@ def speak(
     All segments of all texts go through the stages side by side, `options.batch` at a time: while codes are drawn, a
     segment that ends makes room for the next; segments of like length are rendered together. The same text,
     voice, key and options give the same audio but for rounding, whatever stands beside them. `emotions`: one per text,
-    None for the voice's own. `given`: per text, per segment, what replaces a stage. Raises ValueError for what does
+    None for the voice's own. `given`: per text, per segment, what replaces a stage. Raises Error for what does
     not fit the model.
     """
     options = options or Options()
     given = given or [[Given()] * len(text.segments) for text in texts]
     emotions = emotions or [None] * len(texts)
     if not len(texts) == len(voices) == len(keys) == len(emotions) == len(given):
-        raise ValueError(
+        raise Error(
             f"{len(texts)} texts, {len(voices)} voices, {len(keys)} keys, {len(emotions)} emotions and {len(given)} "
             "given: not parallel"
         )
@@ -158,7 +159,7 @@ def speak(
         vector = emotion.resolve(params["prototypes"], cfg.prototypes, felt, voice.emotion, voice.base, voice.style)
         voice = voice._replace(emotion=vector)
         if len(replaced) != len(text.segments):
-            raise ValueError(f"{len(replaced)} segments are given, but the text has {len(text.segments)}")
+            raise Error(f"{len(replaced)} segments are given, but the text has {len(text.segments)}")
         of = f" of text {t + 1}" if len(texts) > 1 else ""
         row = []
         for i, (ids, instead) in enumerate(zip(text.segment_ids, replaced, strict=True)):
@@ -225,14 +226,14 @@ def _check(cfg: Config, item: _Item) -> None:
     if item.given.codes is not None:
         item.codes = np.asarray(item.given.codes, np.int32)
     if len(item.codes) == 0:
-        raise ValueError(f"no speech came of {item.name}: the stop code was drawn first; try another seed or retries")
+        raise Error(f"no speech came of {item.name}: the stop code was drawn first; try another seed or retries")
     low, high = item.codes.min(), item.codes.max()
     if low < 0 or high >= cfg.repcodec.codes:
-        raise ValueError(f"codes lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}")
+        raise Error(f"codes lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}")
     item.target = int(s2mel.target_lengths(np.array(len(item.codes))))
     need = (item.packed, cfg.s2mel.mels)
     if item.given.noise is not None and np.shape(item.given.noise) != need:
-        raise ValueError(
+        raise Error(
             f"the given noise has shape {np.shape(item.given.noise)}, but a prompt of {len(item.voice.mel)} and a "
             f"target of {item.target} frames need {need}"
         )

@@ -15,6 +15,7 @@ from jax import Array
 from indextts_jax import buckets
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
+from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, gpt, repcodec, s2mel
 from indextts_jax.voice import Voice
 
@@ -50,15 +51,15 @@ def gather(voices: Sequence[Voice]) -> Voices:
 
 
 def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-    """Text ids as a padded batch: [B, X] int32, lengths [B]. Raises ValueError for ids or lengths the GPT lacks."""
+    """Text ids as a padded batch: [B, X] int32, lengths [B]. Raises Error for ids or lengths the GPT lacks."""
     longest = max(map(len, rows))
     if longest > cfg.gpt.most_texts:
-        raise ValueError(
+        raise Error(
             f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}: use shorter segments"
         )
     highest = max((max(row, default=0) for row in rows), default=0)
     if highest >= cfg.gpt.texts:
-        raise ValueError(f"text id {highest} is past the model's {cfg.gpt.texts}: bpe.model belongs to another model")
+        raise Error(f"text id {highest} is past the model's {cfg.gpt.texts}: bpe.model belongs to another model")
     return _stacked([np.asarray(row, np.int32) for row in rows], bucket(longest, buckets.TEXT))
 
 

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from indextts_jax.errors import Error
+
 IMPLEMENTATION = "threefry2x32"
 WORDS = 2  # uint32 of a key's data
 CODES, NOISE = 0, 1  # purposes of a segment's key
@@ -30,21 +32,21 @@ def key(seed: Any) -> Array:
     """The typed key [] of a seed from 0 to 2**64 - 1, or the threefry key that it is already.
 
     Seeds below 2**32 give what `jax.random.key` gives, and larger ones what it gives with 64-bit integers enabled.
-    Raises ValueError for other numbers, keys of another implementation and untyped keys.
+    Raises Error for other numbers, keys of another implementation and untyped keys.
     """
     if is_key(seed):
         _check(seed)
         if seed.ndim:
-            raise ValueError(f"an array of {seed.shape} keys stands where one key is needed")
+            raise Error(f"an array of {seed.shape} keys stands where one key is needed")
         return seed
     try:
         number = index(seed)
     except TypeError:
-        raise ValueError(
+        raise Error(
             f"{type(seed).__name__} {seed!r} is neither a seed nor a typed key: give an integer or jax.random.key(seed)"
         ) from None
     if not 0 <= number < 2**64:
-        raise ValueError(f"the seed is {number}, but must lie between 0 and 2**64 - 1")
+        raise Error(f"the seed is {number}, but must lie between 0 and 2**64 - 1")
     return wrap(np.array([number >> 32, number & 0xFFFFFFFF], np.uint32))
 
 
@@ -59,16 +61,16 @@ def wrap(data: Any) -> Array:
 
 
 def data(keys: Array) -> Array:
-    """The data [..., WORDS] uint32 of typed keys [...]. Raises ValueError for keys of another implementation."""
+    """The data [..., WORDS] uint32 of typed keys [...]. Raises Error for keys of another implementation."""
     if not is_key(keys):
-        raise ValueError(f"keys are {keys!r}, not typed keys: make them with jax.random.key")
+        raise Error(f"keys are {keys!r}, not typed keys: make them with jax.random.key")
     _check(keys)
     return jax.random.key_data(keys)
 
 
 def _check(keys: Array) -> None:
     if (found := str(jax.random.key_impl(keys))) != IMPLEMENTATION:
-        raise ValueError(
+        raise Error(
             f"a key is of the implementation {found}, whose draws depend on the batch: give an integer seed, or "
             f"jax.random.key(seed, impl={IMPLEMENTATION!r})"
         )

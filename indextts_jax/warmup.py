@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import buckets, checkpoint, decoding, features, models, render, seeds
+from indextts_jax import audio, buckets, checkpoint, decoding, features, models, render, seeds
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
+from indextts_jax.errors import Error
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.pipeline import Options
 from indextts_jax.stages import STAGES
@@ -40,8 +41,9 @@ class Uses:
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
-            if not values or min(values) < 1:
-                raise ValueError(f"{name} is {list(values)}, but must be numbers, each at least 1")
+            low = audio.MIN_SECONDS if name == "seconds" else 1
+            if not values or min(values) < low:
+                raise Error(f"{name} is {list(values)}, but must be numbers, each at least {low}")
 
 
 class Program(NamedTuple):
