@@ -303,7 +303,7 @@ def test_bad_recordings_are_refused(converted, tmp_path, capsys):
         files / "empty.wav": "empty.wav is empty",
         write_sound(files / "nothing.wav", []): "nothing.wav has 0.000 s of sound",
         write_sound(files / "silent.wav", np.zeros(16000)): "silent.wav is silent",
-        write_sound(files / "short.wav", rng.normal(size=1500) * 0.1): "short.wav has 0.094 s of sound",
+        write_sound(files / "short.wav", rng.normal(size=1500) * 0.1): "short.wav has 0.093 s of sound",
         files / "missing.safetensors": "missing.safetensors: no such file",
     }
     for path, message in cases.items():
