@@ -354,6 +354,7 @@ def test_bad_texts_are_refused(converted, tmp_path, capsys):
         (["--save", "out.wav"], "--save and --output are the same file"),
         (["--save", "x", "--plot", "x.png", "--retries", "2", "--greedy"], "--retries 2 with --greedy"),
         (["--voice-start", "60"], "voice_24k.wav"),
+        (["--device", "tpu"], "--device tpu: JAX finds none here, only "),
     ],
 )
 def test_bad_arguments_are_refused(converted, tmp_path, capsys, monkeypatch, arguments, message):

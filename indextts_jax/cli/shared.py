@@ -115,20 +115,19 @@ def configure_jax(options: argparse.Namespace) -> str:
 
     from indextts_jax import checkpoint
 
-    if options.device:
-        # JAX calls its GPUs by their maker's platform; a CPU is always there to hold what is read from files.
-        jax.config.update("jax_platforms", {"gpu": "cuda,cpu", "tpu": "tpu,cpu", "cpu": "cpu"}[options.device])
+    if options.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = os.environ.get("INDEXTTS_CACHE") or str(Path(base) / "indextts-jax" / "compilation")
     with contextlib.suppress(OSError):  # without a place to keep them, programs are compiled anew each time
         Path(cache).mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    try:
-        device = jax.devices()[0]
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:150]
-        raise Error(f"--device {options.device}: JAX finds none ({reason}); see the README on installing") from None
+    device = jax.devices()[0]
+    if options.device and device.platform != options.device:
+        raise Error(
+            f"--device {options.device}: JAX finds none here, only {device.platform}; the README says how to install it"
+        )
     dtype = options.dtype or checkpoint.default_dtype()
     log.info("computing in %s on %s", dtype, device.device_kind)
     return dtype

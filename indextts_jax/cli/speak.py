@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from indextts_jax.model import Model
     from indextts_jax.pipeline import Audio, Given, Options
     from indextts_jax.text import Analysis
+    from indextts_jax.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -143,39 +144,35 @@ def run(options: argparse.Namespace) -> None:
     noise = _read_noise(options.flow_noise) if options.flow_noise else None
     felt = _read_emotion(options, text)
 
-    with Stopwatch() as watch, progress_of(options) as progress:
-        model, analysis = _model_and_text(options, text, recording, settings, progress)
+    with progress_of(options) as progress:
+        with Stopwatch() as reading:
+            model, analysis = _model_and_text(options, text, recording, settings, progress)
         given = _given_noise(noise, len(analysis.segments)) if noise is not None else None
-        read = watch.seconds
-        progress("listening", 0, 1)
-        voice = model.listen(options.voice if recording is None else recording)
-        if felt is not None and not isinstance(felt, Emotion):
-            felt = model.feel(felt, 1.0 if options.emotion_alpha is None else options.emotion_alpha)
-        [speech] = pipeline.speak(
-            model.params,
-            model.cfg,
-            [analysis],
-            [voice],
-            [options.seed],
-            settings,
-            [felt],
-            given,
-            progress,
-        )
+        with Stopwatch() as speaking:
+            progress("listening", 0, 1)
+            voice = model.listen(options.voice if recording is None else recording)
+            if felt is not None and not isinstance(felt, Emotion):
+                felt = model.feel(felt, 1.0 if options.emotion_alpha is None else options.emotion_alpha)
+            [speech] = pipeline.speak(
+                model.params, model.cfg, [analysis], [voice], [options.seed], settings, [felt], given, progress
+            )
     interrupts.check()
     if options.save:
         _save(options.save, speech)
     if options.plot:
         _plot(options.plot, speech, options.output.name)
     speech.save(options.output)  # last: where it is, all is
-    if options.quiet:
-        return
-    seconds, taken = len(speech.samples) / speech.rate, watch.seconds - read
-    making = min(watch.preparing, taken)
-    print(
-        f"{options.output}: {seconds:.2f} s of audio in {taken - making:.2f} s (real-time factor "
-        f"{(taken - making) / seconds:.2f}); before, {read:.1f} s for reading weights and {making:.1f} s for programs "
-        f"(tracing {watch.tracing:.1f}, loading {watch.loading:.1f}, compiling {watch.compiling:.1f})"
+    if not options.quiet:
+        print(_summary(options.output, speech, reading, speaking))
+
+
+def _summary(path: Path, speech: "Audio", reading: "Stopwatch", speaking: "Stopwatch") -> str:
+    """How long the audio is, and how long it took: without what a second run in the same process would not need."""
+    seconds, taken = len(speech.samples) / speech.rate, speaking.seconds - speaking.preparing
+    programs = f"tracing {speaking.tracing:.1f}, loading {speaking.loading:.1f}, compiling {speaking.compiling:.1f}"
+    return (
+        f"{path}: {seconds:.2f} s of audio in {taken:.2f} s (real-time factor {taken / seconds:.2f}); besides, "
+        f"{reading.seconds:.1f} s of reading weights and {speaking.preparing:.1f} s of making programs ({programs})"
     )
 
 
