@@ -108,12 +108,13 @@ def load(
     dtype: Any = None,
     components: Sequence[str] = COMPONENTS,
     sharding: Sharding | None = None,
+    check: bool = True,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Model:
     """Load a model that `indextts-jax convert` made, component by component.
 
     dtype: of weights and computation, "float32" or "bfloat16" (default: float32 on a CPU, bfloat16 on GPU and TPU).
-    sharding: where the weights go (default: the first device). progress: called with the stage, the megabytes read and
+    sharding: where the weights go (default: the first device). check: hold every file against its checksum. progress: called with the stage, the megabytes read and
     the megabytes in all. Raises `Error` for a folder that cannot be used.
     """
     folder = Path(folder)
@@ -124,7 +125,7 @@ def load(
     params = {}
     for i, name in enumerate(components):
         progress("reading weights", sum(sizes[:i]), sum(sizes))
-        params[name] = checkpoint.restore(folder, name, getattr(cfg, name), kind, sharding)
+        params[name] = checkpoint.restore(folder, name, getattr(cfg, name), kind, sharding, check)
     return Model(params, cfg, text)
 
 
