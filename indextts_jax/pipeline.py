@@ -134,7 +134,7 @@ def speak(
     keys: integer seeds or typed keys, see `seeds.key`.
 
     All segments of all texts go through the stages side by side, `options.batch` at a time: while codes are drawn, a
-    segment that ends makes room for the next; segments of like length are rendered together. The same text,
+    segment that ends gives its place to the next; segments of like length are rendered together. The same text,
     voice, key and options give the same audio but for rounding, whatever stands beside them. `emotions`: one per text,
     None for the voice's own. `given`: per text, per segment, what replaces a stage. Raises ValueError for what does
     not fit the model.
@@ -251,16 +251,16 @@ def _render(
     """From codes to samples, for a few items side by side."""
     begin("latents")
     voices = gather([item.voice for item in items])
-    room = bucket(max(len(item.codes) for item in items), buckets.CODES)
-    codes, lengths = _stacked([item.codes for item in items], room)
+    rung = bucket(max(len(item.codes) for item in items), buckets.CODES)
+    codes, lengths = _stacked([item.codes for item in items], rung)
     if all(item.given.latents is not None for item in items):
-        latents = _stacked([np.asarray(item.given.latents, np.float32) for item in items], room)[0]
+        latents = _stacked([np.asarray(item.given.latents, np.float32) for item in items], rung)[0]
     else:
         latents = second_pass(params, cfg, voices, *text_batch(cfg, [item.ids for item in items]), codes)
         for i, item in enumerate(items):
             if item.given.latents is not None:
                 latents = latents.at[i, : len(item.codes)].set(jnp.asarray(item.given.latents, latents.dtype))
-    frames = target_frames(room)
+    frames = target_frames(rung)
     noise = s2mel.noise(jnp.stack([item.keys[1] for item in items]), frames, cfg.s2mel.mels)
     for i, item in enumerate(items):
         if item.given.noise is not None:

@@ -38,8 +38,8 @@ def test_the_official_configuration_is_the_default(settings):
 
 def test_the_tiny_configuration(tiny):
     cfg = from_yaml(read_yaml(tiny.folder / "config.yaml"))
-    assert (cfg.gpt.width, cfg.gpt.layers, cfg.gpt.texts, cfg.gpt.text_positions) == (96, 3, 601, 202)
-    assert (cfg.gpt.codes, cfg.gpt.code_positions, cfg.gpt.stop_code) == (130, 403, 129)
+    assert (cfg.gpt.width, cfg.gpt.layers, cfg.gpt.text_vocabulary, cfg.gpt.text_positions) == (96, 3, 601, 202)
+    assert (cfg.gpt.code_vocabulary, cfg.gpt.code_positions, cfg.gpt.stop_code) == (130, 403, 129)
     assert (cfg.conditioner.speaker.units, cfg.conditioner.emotion.heads) == (80, 2)
     assert (cfg.s2mel.width, cfg.s2mel.depth, cfg.s2mel.regulator_layers) == (64, 5, 4)
     assert (cfg.repcodec.channels, cfg.repcodec.layers, cfg.w2vbert.width) == (40, 3, 64)

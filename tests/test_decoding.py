@@ -58,7 +58,7 @@ candidates = jax.jit(decoding.candidates, static_argnames="cfg")
 
 def test_sampled_candidates_follow_the_exact_distribution():
     """Chi-square over all sets of four that two beams of four codes can give, drawn without replacement."""
-    cfg = gpt.GPTConfig(codes=4, start_code=3, stop_code=2)
+    cfg = gpt.GPTConfig(code_vocabulary=4, start_code=3, stop_code=2)
     sampling, n = Sampling(beams=2, top_k=0, top_p=1.0, temperature=1.0, repetition_penalty=1.0), 20000
     logits, running = 0.7 * normal(5, 1, 2, 4), np.array([[-200.0, -200.4]], np.float32)
     p = np.exp(logits[0] - logits[0].max(-1, keepdims=True))
@@ -89,7 +89,7 @@ class Bigram:
 
     def __init__(self, seed):
         self.table = 2 * normal(seed, 6, 6)
-        self.cfg = gpt.GPTConfig(codes=6, start_code=4, stop_code=5, code_positions=15)
+        self.cfg = gpt.GPTConfig(code_vocabulary=6, start_code=4, stop_code=5, code_positions=15)
 
 
 def beams_by_hand(table, cfg, beams, limit, penalty):
@@ -108,7 +108,9 @@ def beams_by_hand(table, cfg, beams, limit, penalty):
         for score, codes in running:
             logits = table[codes[-1] if codes else cfg.start_code].astype(np.float64)
             scores = logits - np.log(np.exp(logits).sum())
-            found += [(score + scores[code], codes, code) for code in range(cfg.codes) if code != cfg.start_code]
+            found += [
+                (score + scores[code], codes, code) for code in range(cfg.code_vocabulary) if code != cfg.start_code
+            ]
         found = sorted(found, key=lambda f: -f[0])[: 2 * beams]
         running = []
         for rank, (score, codes, code) in enumerate(found):

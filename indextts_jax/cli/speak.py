@@ -186,7 +186,7 @@ def _bytes_as_text(text: str, cfg: Any, budget: int) -> "Analysis":
     """A stand-in where there are weights but no vocabulary: every byte is an id."""
     from indextts_jax.text import Analysis, split
 
-    ids = [2 + byte % (cfg.gpt.texts - 3) for byte in text.strip().encode()]
+    ids = [2 + byte % (cfg.gpt.text_vocabulary - 3) for byte in text.strip().encode()]
     if not ids:
         raise ValueError("the text is empty: give at least one letter")
     pieces = [chr(i) for i in ids]
