@@ -399,15 +399,19 @@ def generate(
     """Draw codes for every row of a prefix until it stops or has `max_codes`, the stop code counted.
 
     prefix: of N rows (more are ignored); keys: N integer seeds or typed keys, as in `seeds.key`; a row's codes depend
-    on its own key alone. `batch`
-    rows are decoded at once (default: all), and when one has finished the next takes its place. `max_codes` is cut to
-    the positions that the model has. A row that this limit cuts, or that stops at once, is drawn again up to `retries`
-    times, each time with another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
+    on its own key alone. At most `batch` rows, rounded down to 1, 2, 4, 8, ..., are decoded at once (default: all), and
+    when one has finished the next takes its place. `max_codes` is cut to the positions that the model has. A row that
+    this limit cuts, or that stops at once, is drawn again up to `retries` times, each time with another key.
+    Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
     """
     limit = _limit(cfg, sampling, max_codes)
     keys = [seeds.key(key) for key in keys]
     N = len(keys)
-    K, B = sampling.beams, buckets.bucket(min(batch or N, N), buckets.BATCH)
+    K, B = sampling.beams, buckets.bucket(N, buckets.BATCH)
+    if batch is not None:
+        if batch < 1:
+            raise ValueError(f"batch is {batch}, but must be at least 1")
+        B = min(B, buckets.within(batch, buckets.BATCH))
     most_codes, longest = np.int32(limit), int(np.max(prefix.lengths[:N]))
     embeddings, lengths = map(np.asarray, prefix)
     result = Codes(

@@ -71,7 +71,7 @@ class Options:
     steps: int = 25  # of the flow
     guidance: float = 0.7
     silence_ms: int = 200  # between segments
-    batch: int = 8  # segments at once, each beside the others
+    batch: int = 8  # segments at once, at most: `rows` says how many
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -87,6 +87,11 @@ class Options:
             raise ValueError(f"guidance is {self.guidance}, but must lie between 0 and 100")
         if self.retries and not self.sampling.sample:
             raise ValueError(f"retries is {self.retries}, but without sampling the same codes would come again")
+
+    @property
+    def rows(self) -> int:
+        """The segments that are decoded at once, and rendered at once: `batch` rounded down to 1, 2, 4, 8, 16, ..."""
+        return buckets.within(self.batch, buckets.BATCH)
 
 
 Progress = Callable[[str, int, int], None]  # stage that begins, steps done, steps in all
@@ -133,7 +138,7 @@ def speak(
 
     keys: integer seeds or typed keys, see `seeds.key`.
 
-    All segments of all texts go through the stages side by side, `options.batch` at a time: while codes are drawn, a
+    All segments of all texts go through the stages side by side, `options.rows` at a time: while codes are drawn, a
     segment that ends gives its place to the next; segments of like length are rendered together. The same text,
     voice, key and options give the same audio but for rounding, whatever stands beside them. `emotions`: one per text,
     None for the voice's own. `given`: per text, per segment, what replaces a stage. Raises ValueError for what does
@@ -173,7 +178,7 @@ def speak(
     for item in drawn:
         _check_codes(cfg, item)
     done = len(items)
-    for group in _groups(drawn, options.batch):
+    for group in _groups(drawn, options.rows):
         _render(params, cfg, group, options, partial(_begin, progress, done, len(group), total))
         done += len(group) * (len(STAGES) - 1)
     for item in items:
@@ -190,7 +195,7 @@ def _begin(progress: Progress, done: int, segments: int, total: int, stage: str)
 
 
 def _draw(params: Params, cfg: Config, items: Sequence[_Item], options: Options) -> None:
-    """Draw the codes of all items, `options.batch` at a time."""
+    """Draw the codes of all items, `options.rows` at a time."""
     if not items:
         return
     text_batch(cfg, [item.ids for item in items])  # the second pass must fit as well
@@ -204,7 +209,7 @@ def _draw(params: Params, cfg: Config, items: Sequence[_Item], options: Options)
     prefix = gpt.prefix(params["gpt"], cfg.gpt, latents, emotion, texts, lengths)
     keys = [item.keys[0] for item in items]
     codes = decoding.generate(
-        params["gpt"], cfg.gpt, prefix, keys, options.sampling, options.max_codes, options.batch, options.retries
+        params["gpt"], cfg.gpt, prefix, keys, options.sampling, options.max_codes, options.rows, options.retries
     )
     for i, item in enumerate(items):
         item.codes, item.stopped = codes.codes[i, : codes.lengths[i]], bool(codes.stopped[i])
@@ -286,7 +291,7 @@ def _groups(items: Sequence[_Item], batch: int) -> list[list[_Item]]:
     while waiting:
         frames = bucket(waiting[0].packed, buckets.FRAMES)
         most = max(1, min(batch, len(waiting), batch * FRAMES_PER_ROW // frames))
-        most = max(size for size in range(1, most + 1) if size in buckets.BATCH)
+        most = buckets.within(most, buckets.BATCH)
         groups.append(waiting[:most])
         waiting = waiting[most:]
     return groups

@@ -101,7 +101,7 @@ def ahead(
         with contextlib.suppress(Exception):
             cfg, _ = checkpoint.read_description(folder)
             params = _parameters(cfg, dtype, partial(checkpoint.shapes, folder))
-            drawn = Uses((min(len(texts), options.batch),), texts, (decoding.CHUNK,)) if texts and options else None
+            drawn = Uses((min(len(texts), options.rows),), texts, (decoding.CHUNK,)) if texts and options else None
             listening = _listen(cfg, params, Uses(seconds=(seconds,))) if seconds else ()
             drawing = _draw(cfg, params, options, drawn) if options and drawn else ()
             for program in itertools.chain(listening, drawing):

@@ -369,4 +369,5 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_buckets_hold_and_go_on():
+    assert [buckets.within(n, (4, 8, 15)) for n in (4, 7, 8, 15, 16, 22, 36)] == [4, 4, 8, 15, 15, 22, 36]
     assert [buckets.bucket(n, (4, 8, 15)) for n in (1, 4, 5, 15, 16, 23)] == [4, 4, 8, 15, 22, 29]

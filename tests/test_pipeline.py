@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
-from indextts_jax import audio, buckets, emotion, pipeline
+from indextts_jax import audio, buckets, decoding, emotion, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
+from indextts_jax.models import s2mel
 from indextts_jax.pipeline import Given, Options
 from indextts_jax.render import gather, render, target_frames, text_batch
 from indextts_jax.timing import Stopwatch
@@ -279,6 +280,20 @@ def test_a_batch_is_grouped_by_length(voice):
     assert [[i.packed for i in group] for group in groups] == [
         [2600, 2500], [900, 270, 260, 250, 240, 230, 220, 210], [200],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (5, 4), (8, 8)])
+def test_as_many_rows_are_drawn_as_are_rendered(model, voice, monkeypatch, batch, rows):
+    drawn, rendered, advance, solve = set(), [], decoding.advance, s2mel.solve
+    monkeypatch.setattr(decoding, "advance", lambda *inputs: drawn.add(len(inputs[2].done)) or advance(*inputs))
+    monkeypatch.setattr(s2mel, "solve", lambda *inputs: rendered.append(len(inputs[2])) or solve(*inputs))
+    options = Options(Sampling(beams=1), max_codes=5, steps=1, batch=batch)
+    text = model.text.analyse("One small test.")
+    pipeline.speak(model.params, model.cfg, [text] * 9, [voice] * 9, range(9), options)
+    assert options.rows == rows
+    assert drawn == {rows}
+    assert max(rendered) == rows
+    assert sum(rendered) == 9
 
 
 def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, voice, caplog):
