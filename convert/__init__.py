@@ -119,7 +119,7 @@ def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Pa
     except (ValueError, OSError) as error:
         interrupts.check()
         raise CheckpointError(shown(error, 300)) from None
-    _must_fit(found["bpe.model"], text.processor.get_piece_size(), cfg.gpt.texts)
+    _must_fit(found["bpe.model"], text.processor.get_piece_size(), cfg.gpt.text_vocabulary)
     if cfg.qwen3 is not None:
         tokenizer = checkpoint.read_tokenizer(found["tokenizer.json"])
         _must_fit(found["tokenizer.json"], tokenizer.get_vocab_size(), cfg.qwen3.vocabulary)

@@ -17,7 +17,7 @@ def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
 def config(base: GPTConfig, tensors: Tensors, extra: dict[str, Any]) -> GPTConfig:
     return dataclasses.replace(
         base,
-        texts=tensors["text_embedding.weight"].shape[0],
+        text_vocabulary=tensors["text_embedding.weight"].shape[0],
         text_positions=tensors["text_pos_embedding.emb.weight"].shape[0],
         code_positions=tensors["mel_pos_embedding.emb.weight"].shape[0],
     )

@@ -325,7 +325,7 @@ def _steps(case: Case, at: str, prefix: Prefix) -> Iterator[Comparison]:
     P = int(prefix.lengths[0])
     first, caches = gpt.prefill(params, cfg, prefix, capacity=P + K * steps)
     logits = jnp.repeat(first[:, None], K, axis=1)
-    visible, seen = np.zeros((1, K, P + K * steps), bool), np.zeros((1, K, cfg.codes), bool)
+    visible, seen = np.zeros((1, K, P + K * steps), bool), np.zeros((1, K, cfg.code_vocabulary), bool)
     visible[..., :P], seen[..., [1, cfg.start_code]] = True, True
     scores, processed = [], []
     for n in range(steps):

@@ -24,3 +24,10 @@ def bucket(length: int, ladder: tuple[int, ...]) -> int:
             return rung
     gap = ladder[-1] - ladder[-2]
     return ladder[-1] + -(-(length - ladder[-1]) // gap) * gap
+
+
+def within(length: int, ladder: tuple[int, ...]) -> int:
+    """The largest rung that `length` holds; `length` is at least the lowest."""
+    gap = ladder[-1] - ladder[-2]
+    past = max(0, length - ladder[-1]) // gap * gap
+    return past + max(rung for rung in ladder if rung <= length)

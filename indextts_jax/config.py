@@ -108,7 +108,7 @@ _HERTZ, _RATIO = Limits(0.0, 1e6), Limits(0.0, 1024.0)
 _MOST_ITEMS = 64
 _LIMITS = {  # by the names of our fields; others are widths
     **dict.fromkeys(("layers", "perceiver_layers", "depth", "regulator_layers", "wavenet_layers", "blocks"), _LAYERS),
-    **dict.fromkeys(("texts", "codes", "vocabulary"), _VOCABULARY),
+    **dict.fromkeys(("text_vocabulary", "code_vocabulary", "codes", "vocabulary"), _VOCABULARY),
     **dict.fromkeys(("start_text", "stop_text", "start_code", "stop_code", "stops"), _ID),
     **dict.fromkeys(("text_positions", "code_positions"), _POSITIONS),
     **dict.fromkeys(("kernel", "kernels", "wavenet_kernel", "upsample_rates", "upsample_kernels"), _KERNEL),
@@ -184,9 +184,9 @@ def from_yaml(settings: dict[str, Any]) -> Config:
             width=width,
             layers=number("gpt.layers", _LAYERS),
             heads=number("gpt.heads"),
-            texts=texts + 1,
+            text_vocabulary=texts + 1,
             text_positions=number("gpt.max_text_tokens", _POSITIONS) + 2,
-            codes=codes,
+            code_vocabulary=codes,
             code_positions=number("gpt.max_mel_tokens", _POSITIONS) + 3,
             start_text=number("gpt.start_text_token", Limits(0, texts)),
             stop_text=number("gpt.stop_text_token", Limits(0, texts)),

@@ -30,7 +30,7 @@ from indextts_jax.models.gpt import GPTConfig, LayerCache, Prefix
 from indextts_jax.models.layers import valid
 
 CHUNK = 16  # steps between two looks at whether rows have finished
-ROOM = 64  # steps that fit at least after the cache was full: what dropping dead slots costs is spread over these
+HEADROOM = 64  # steps for which a full cache is given free slots at least: over these its cost is spread
 UNLIKELY = -1e9  # running score of the beams that do not count yet at the first step
 
 
@@ -167,7 +167,7 @@ def candidates(
 
 
 def _enter(hypotheses: Hypotheses, scores: Array, lengths: Array, beams: Array, candidate: Array) -> Hypotheses:
-    """Let one hypothesis per row in where `candidate` [B]: if there is room, or if it beats the worst, which leaves."""
+    """Where `candidate` [B], add a hypothesis to its row if a place is empty or if it beats the worst, which leaves."""
     empty = hypotheses.lengths < 0
     worst = jnp.where(empty, -jnp.inf, hypotheses.scores).min(axis=-1)
     enters = candidate & (empty.any(axis=-1) | (scores > worst))
@@ -246,8 +246,9 @@ def empty(cfg: GPTConfig, rows: int, beams: int, capacity: int, dtype: jnp.dtype
         for _ in range(cfg.layers)
     )
     counts, whole, part = jnp.zeros(B, jnp.int32), jnp.zeros((B, C, K), jnp.int32), jnp.zeros((B, K), jnp.float32)
+    visible, seen = jnp.zeros((B, K, S), bool), jnp.zeros((B, K, cfg.code_vocabulary), bool)
     return State(
-        caches, jnp.zeros((B, K, S), bool), counts, counts, counts == 0, jnp.zeros((B, K, cfg.codes), bool), part,
+        caches, visible, counts, counts, counts == 0, seen, part,
         Trace(whole + cfg.stop_code, whole, whole.astype(jnp.float32)),
         Hypotheses(part, part.astype(jnp.int32) - 1, part.astype(jnp.int32)),
         jnp.zeros((B, seeds.WORDS), jnp.uint32),
@@ -316,11 +317,11 @@ def compact(state: State, capacity: int) -> State:
     S = state.visible.shape[2]
     live = state.visible.any(axis=1)  # [B, S]
     order = jnp.argsort(~live, axis=1, stable=True)
-    room = max(capacity - S, 0)
+    more = max(capacity - S, 0)
 
     def moved(array: Array, order: Array, axis: int) -> Array:
         array = jax.lax.slice_in_dim(jnp.take_along_axis(array, order, axis=axis), 0, min(capacity, S), axis=axis)
-        return jnp.pad(array, [(0, room if i == axis else 0) for i in range(array.ndim)])
+        return jnp.pad(array, [(0, more if i == axis else 0) for i in range(array.ndim)])
 
     caches = jax.tree.map(lambda a: moved(a, order[:, None, None, :], 3), state.caches)
     return state._replace(
@@ -377,9 +378,9 @@ def _limit(cfg: GPTConfig, sampling: Sampling, max_codes: int) -> int:
     """The most steps of a row. Raises Error for settings that do not fit the model."""
     if max_codes < 1:
         raise Error(f"max_codes is {max_codes}, but at least one code must be allowed")
-    most = (cfg.codes - 2) // 2
+    most = (cfg.code_vocabulary - 2) // 2
     if most < sampling.beams:
-        raise Error(f"beams is {sampling.beams}, but a model of {cfg.codes} codes takes at most {most}")
+        raise Error(f"beams is {sampling.beams}, but a model of {cfg.code_vocabulary} codes takes at most {most}")
     return min(max_codes, cfg.most_codes)
 
 
@@ -399,15 +400,19 @@ def generate(
     """Draw codes for every row of a prefix until it stops or has `max_codes`, the stop code counted.
 
     prefix: of N rows (more are ignored); keys: N integer seeds or typed keys, as in `seeds.key`; a row's codes depend
-    on its own key alone. `batch`
-    rows are decoded at once (default: all), and when one has finished the next takes its place. `max_codes` is cut to
-    the positions that the model has. A row that this limit cuts, or that stops at once, is drawn again up to `retries`
-    times, each time with another key. Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
+    on its own key alone. At most `batch` rows, rounded down to 1, 2, 4, 8, ..., are decoded at once (default: all), and
+    when one has finished the next takes its place. `max_codes` is cut to the positions that the model has. A row that
+    this limit cuts, or that stops at once, is drawn again up to `retries` times, each time with another key.
+    Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
     """
     limit = _limit(cfg, sampling, max_codes)
     keys = [seeds.key(key) for key in keys]
     N = len(keys)
-    K, B = sampling.beams, buckets.bucket(min(batch or N, N), buckets.BATCH)
+    K, B = sampling.beams, buckets.bucket(N, buckets.BATCH)
+    if batch is not None:
+        if batch < 1:
+            raise Error(f"batch is {batch}, but must be at least 1")
+        B = min(B, buckets.within(batch, buckets.BATCH))
     most_codes, longest = np.int32(limit), int(np.max(prefix.lengths[:N]))
     embeddings, lengths = map(np.asarray, prefix)
     result = Codes(
@@ -441,7 +446,7 @@ def generate(
         done = np.asarray(state.done)
         finished = [row for row in places if done[row]]
         if not finished:
-            state = _make_room(state, limit, least)
+            state = _with_headroom(state, limit, least)
             continue
         found = jax.device_get(winners(cfg, state, most_codes))
         for row in finished:
@@ -459,8 +464,8 @@ def _key(key: Array, attempt: int) -> np.ndarray:
     return np.asarray(seeds.data(jax.random.fold_in(key, seeds.ATTEMPT + attempt) if attempt else key))
 
 
-def _make_room(state: State, limit: int, least: int) -> State:
+def _with_headroom(state: State, limit: int, least: int) -> State:
     """Fewer dead slots, and a larger cache where that does not do: `least` slots, which any row begins with."""
     visible, counts, done = map(np.asarray, (state.visible, state.counts, state.done))
-    need = visible.any(axis=1).sum(axis=1) + visible.shape[1] * np.minimum(ROOM, limit - counts)
+    need = visible.any(axis=1).sum(axis=1) + visible.shape[1] * np.minimum(HEADROOM, limit - counts)
     return compact(state, buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE))

@@ -114,8 +114,8 @@ def load(
     """Load a model that `indextts-jax convert` made, component by component.
 
     dtype: of weights and computation, "float32" or "bfloat16" (default: float32 on a CPU, bfloat16 on GPU and TPU).
-    sharding: where the weights go (default: the first device). check: hold every file against its checksum. progress: called with the stage, the megabytes read and
-    the megabytes in all. Raises `Error` for a folder that cannot be used.
+    sharding: where the weights go (default: the first device). check: hold every file against its checksum. progress:
+    called with the stage, the megabytes read and the megabytes in all. Raises `Error` for a folder that cannot be used.
     """
     folder = Path(folder)
     cfg, _ = checkpoint.read_description(folder)

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Given(NamedTuple):
     """What replaces a stage of one segment, for research and comparison; None: computed as usual."""
 
-    codes: Any = None  # [C]: nothing is drawn
+    codes: Any = None  # [C] integers: nothing is drawn
     latents: Any = None  # [C, D]: no second pass (together with codes)
     noise: Any = None  # [P + F, M] of prompt and target, where the flow begins
     mel: Any = None  # [F, M]: only the vocoder runs
@@ -77,7 +77,7 @@ class Options:
     steps: int = 25  # of the flow
     guidance: float = 0.7
     silence_ms: int = 200  # between segments
-    batch: int = 8  # segments at once, each beside the others
+    batch: int = 8  # segments at once, at most: `rows` says how many
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -93,6 +93,11 @@ class Options:
             raise Error(f"guidance is {self.guidance}, but must lie between 0 and 100")
         if self.retries and not self.sampling.sample:
             raise Error(f"retries is {self.retries}, but without sampling the same codes would come again")
+
+    @property
+    def rows(self) -> int:
+        """The segments that are decoded at once, and rendered at once: `batch` rounded down to 1, 2, 4, 8, 16, ..."""
+        return buckets.within(self.batch, buckets.BATCH)
 
 
 Progress = Callable[[str, int, int], None]  # stage that begins, steps done, steps in all
@@ -139,8 +144,8 @@ def speak(
 
     keys: integer seeds or typed keys, see `seeds.key`.
 
-    All segments of all texts go through the stages side by side, `options.batch` at a time: while codes are drawn, a
-    segment that ends makes room for the next; segments of like length are rendered together. The same text,
+    All segments of all texts go through the stages side by side, `options.rows` at a time: while codes are drawn, a
+    segment that ends gives its place to the next; segments of like length are rendered together. The same text,
     voice, key and options give the same audio but for rounding, whatever stands beside them. `emotions`: one per text,
     None for the voice's own. `given`: per text, per segment, what replaces a stage. Raises Error for what does
     not fit the model.
@@ -170,20 +175,22 @@ def speak(
         rows.append(row)
 
     items = [item for row in rows for item in row]
+    for item in items:
+        _check_given(cfg, item)
     total = len(STAGES) * len(items)
     drawn = [item for item in items if item.given.mel is None]
     progress("codes", 0, total)
     _draw(params, cfg, [item for item in drawn if item.given.codes is None], options)
     for item in drawn:
-        _check(cfg, item)
+        _check_codes(cfg, item)
     done = len(items)
-    for group in _groups(drawn, options.batch):
+    for group in _groups(drawn, options.rows):
         _render(params, cfg, group, options, partial(_begin, progress, done, len(group), total))
         done += len(group) * (len(STAGES) - 1)
     for item in items:
         if item.given.mel is not None:
             progress("vocode", done, total)
-            _vocode(params, cfg, [item], [np.asarray(item.given.mel, np.float32)])
+            _vocode(params, cfg, [item], [item.given.mel])
             done += len(STAGES) - 1
     return [_join(cfg, row, options) for row in rows]
 
@@ -194,7 +201,7 @@ def _begin(progress: Progress, done: int, segments: int, total: int, stage: str)
 
 
 def _draw(params: Params, cfg: Config, items: Sequence[_Item], options: Options) -> None:
-    """Draw the codes of all items, `options.batch` at a time."""
+    """Draw the codes of all items, `options.rows` at a time."""
     if not items:
         return
     text_batch(cfg, [item.ids for item in items])  # the second pass must fit as well
@@ -208,7 +215,7 @@ def _draw(params: Params, cfg: Config, items: Sequence[_Item], options: Options)
     prefix = gpt.prefix(params["gpt"], cfg.gpt, latents, emotion, texts, lengths)
     keys = [item.keys[0] for item in items]
     codes = decoding.generate(
-        params["gpt"], cfg.gpt, prefix, keys, options.sampling, options.max_codes, options.batch, options.retries
+        params["gpt"], cfg.gpt, prefix, keys, options.sampling, options.max_codes, options.rows, options.retries
     )
     for i, item in enumerate(items):
         item.codes, item.stopped = codes.codes[i, : codes.lengths[i]], bool(codes.stopped[i])
@@ -221,21 +228,64 @@ def _draw(params: Params, cfg: Config, items: Sequence[_Item], options: Options)
             )  # fmt: skip
 
 
-def _check(cfg: Config, item: _Item) -> None:
-    """Take the given codes, if any, and see that they can be spoken."""
+def _check_given(cfg: Config, item: _Item) -> None:
+    """See that what is given for a segment fits the model, and take it as numpy arrays. Raises ValueError."""
+    taken: dict[str, np.ndarray] = {}
+    for name, form, width in (
+        ("codes", "[C] of integers", None),
+        ("latents", f"[C, {cfg.gpt.width}]", cfg.gpt.width),
+        ("noise", f"[P + F, {cfg.s2mel.mels}]", cfg.s2mel.mels),
+        ("mel", f"[F, {cfg.s2mel.mels}]", cfg.s2mel.mels),
+    ):
+        if (value := getattr(item.given, name)) is None:
+            continue
+        try:
+            array = np.asarray(value)
+            array = array if width is None else array.astype(np.float32)
+        except (TypeError, ValueError):
+            raise Error(f"the {name} given for {item.name} must be numbers of shape {form}") from None
+        if len(array.shape) != form.count(",") + 1 or 0 in array.shape or (width and array.shape[1] != width):
+            raise Error(f"the {name} given for {item.name} must have shape {form}, not {array.shape}")
+        if width is None and array.dtype.kind not in "iu":
+            raise Error(f"the {name} given for {item.name} are {array.dtype}, but must be integers")
+        if not np.isfinite(array).all():
+            raise Error(f"the {name} given for {item.name} must be finite, but hold NaN or infinite numbers")
+        taken[name] = array
+    item.given = Given(**taken)
     if item.given.codes is not None:
-        item.codes = np.asarray(item.given.codes, np.int32)
+        item.codes = item.given.codes.astype(np.int32)
+        if len(item.codes) > cfg.gpt.most_codes:
+            raise Error(f"{len(item.codes)} codes are given for {item.name}, but the model takes {cfg.gpt.most_codes}")
+        _check_codes(cfg, item)
+    if item.given.latents is not None and len(item.given.latents) != len(item.codes):
+        raise Error(
+            f"{len(item.given.latents)} latents are given for {item.name} beside {len(item.codes)} codes: give as many"
+        )
+
+
+def _check_codes(cfg: Config, item: _Item) -> None:
+    """See that the codes of a segment can be spoken, and that given noise fits them. Raises ValueError."""
     if len(item.codes) == 0:
         raise Error(f"no speech came of {item.name}: the stop code was drawn first; try another seed or retries")
     low, high = item.codes.min(), item.codes.max()
     if low < 0 or high >= cfg.repcodec.codes:
-        raise Error(f"codes lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}")
+        raise Error(
+            f"the codes of {item.name} lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}"
+        )
     item.target = int(s2mel.target_lengths(np.array(len(item.codes))))
     need = (item.packed, cfg.s2mel.mels)
-    if item.given.noise is not None and np.shape(item.given.noise) != need:
+    if item.given.noise is not None and item.given.noise.shape != need:
         raise Error(
-            f"the given noise has shape {np.shape(item.given.noise)}, but a prompt of {len(item.voice.mel)} and a "
-            f"target of {item.target} frames need {need}"
+            f"the noise given for {item.name} has shape {item.given.noise.shape}, but a prompt of "
+            f"{len(item.voice.mel)} and a target of {item.target} frames need {need}"
+        )
+
+
+def _check_finite(stage: str, item: _Item, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        raise Error(
+            f"stage {stage} of {item.name} gave NaN or infinite numbers: look for such numbers in its voice, its "
+            "emotion and the weights, and use float32 if the weights are narrower"
         )
 
 
@@ -245,7 +295,7 @@ def _groups(items: Sequence[_Item], batch: int) -> list[list[_Item]]:
     while waiting:
         frames = bucket(waiting[0].packed, buckets.FRAMES)
         most = max(1, min(batch, len(waiting), batch * FRAMES_PER_ROW // frames))
-        most = max(size for size in range(1, most + 1) if size in buckets.BATCH)
+        most = buckets.within(most, buckets.BATCH)
         groups.append(waiting[:most])
         waiting = waiting[most:]
     return groups
@@ -257,28 +307,29 @@ def _render(
     """From codes to samples, for a few items side by side."""
     begin("latents")
     voices = gather([item.voice for item in items])
-    room = bucket(max(len(item.codes) for item in items), buckets.CODES)
-    codes, lengths = _stacked([item.codes for item in items], room)
+    rung = bucket(max(len(item.codes) for item in items), buckets.CODES)
+    codes, lengths = _stacked([item.codes for item in items], rung)
     if all(item.given.latents is not None for item in items):
-        latents = _stacked([np.asarray(item.given.latents, np.float32) for item in items], room)[0]
+        latents = _stacked([item.given.latents for item in items], rung)[0]
     else:
         latents = second_pass(params, cfg, voices, *text_batch(cfg, [item.ids for item in items]), codes)
         for i, item in enumerate(items):
             if item.given.latents is not None:
                 latents = latents.at[i, : len(item.codes)].set(jnp.asarray(item.given.latents, latents.dtype))
-    frames = target_frames(room)
+    frames = target_frames(rung)
     noise = s2mel.noise(jnp.stack([item.keys[1] for item in items]), frames, cfg.s2mel.mels)
     for i, item in enumerate(items):
         if item.given.noise is not None:
-            row = np.asarray(item.given.noise, np.float32)[len(item.voice.mel) :]
-            noise = noise.at[i, : item.target].set(row)
+            noise = noise.at[i, : item.target].set(item.given.noise[len(item.voice.mel) :])
     jax.block_until_ready(latents)  # so that a stage is over before the next one is announced
     begin("mel")
     packed = bucket(max(item.packed for item in items), buckets.FRAMES)
     mel, _ = to_mel(params, cfg, voices, codes, lengths, latents, noise, options.steps, options.guidance, packed)
-    rows = np.asarray(mel, np.float32)
+    rows = [row[: item.target] for row, item in zip(np.asarray(mel, np.float32), items, strict=True)]
+    for item, row in zip(items, rows, strict=True):
+        _check_finite("mel", item, row)
     begin("vocode")
-    _vocode(params, cfg, items, [row[: item.target] for row, item in zip(rows, items, strict=True)])
+    _vocode(params, cfg, items, rows)
 
 
 def _vocode(params: Params, cfg: Config, items: Sequence[_Item], mels: Sequence[np.ndarray]) -> None:
@@ -286,6 +337,7 @@ def _vocode(params: Params, cfg: Config, items: Sequence[_Item], mels: Sequence[
     samples = np.asarray(bigvgan.vocode(params["bigvgan"], cfg.bigvgan, rows, lengths))
     for item, mel, row in zip(items, mels, samples, strict=True):
         item.mel, item.samples = mel, row[: len(mel) * cfg.bigvgan.hop]
+        _check_finite("vocode", item, item.samples)
 
 
 def _join(cfg: Config, items: Sequence[_Item], options: Options) -> Audio:

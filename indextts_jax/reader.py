@@ -43,8 +43,8 @@ class Reader(NamedTuple):
         if not text.strip():
             raise Error("the text to read an emotion off is empty: give at least one word")
         ids = self.tokenizer.encode(PROMPT.format(text=text)).ids
-        room = bucket(len(ids), QUESTION)
-        padded = np.pad(np.array(ids, np.int32), (0, room - len(ids)))[None]
+        rung = bucket(len(ids), QUESTION)
+        padded = np.pad(np.array(ids, np.int32), (0, rung - len(ids)))[None]
         drawn, lengths = qwen3.generate(self.params, self.cfg, jnp.asarray(padded), jnp.array([len(ids)]), most)
         return answer_in(self.tokenizer, np.asarray(drawn)[0, : int(lengths[0])].tolist())
 

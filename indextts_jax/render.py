@@ -41,12 +41,12 @@ class Rendered(NamedTuple):
 
 def gather(voices: Sequence[Voice]) -> Voices:
     """Voices as one batch, the prompts padded to a bucket."""
-    room = bucket(max(len(voice.mel) for voice in voices), buckets.PROMPT)
+    rung = bucket(max(len(voice.mel) for voice in voices), buckets.PROMPT)
     latents, emotion, style = (
         jnp.asarray(np.stack([getattr(v, n) for v in voices])) for n in ("latents", "emotion", "style")
     )
-    mel, lengths = _stacked([voice.mel for voice in voices], room)
-    content, _ = _stacked([voice.content for voice in voices], room)
+    mel, lengths = _stacked([voice.mel for voice in voices], rung)
+    content, _ = _stacked([voice.content for voice in voices], rung)
     return Voices(latents, emotion, style, mel, content, lengths)
 
 
@@ -58,8 +58,10 @@ def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array
             f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}: use shorter segments"
         )
     highest = max((max(row, default=0) for row in rows), default=0)
-    if highest >= cfg.gpt.texts:
-        raise Error(f"text id {highest} is past the model's {cfg.gpt.texts}: bpe.model belongs to another model")
+    if highest >= cfg.gpt.text_vocabulary:
+        raise Error(
+            f"text id {highest} is past the model's {cfg.gpt.text_vocabulary}: bpe.model belongs to another model"
+        )
     return _stacked([np.asarray(row, np.int32) for row in rows], bucket(longest, buckets.TEXT))
 
 
@@ -68,10 +70,10 @@ def target_frames(codes: int) -> int:
     return int(codes * s2mel.FRAMES_PER_CODE) + 1
 
 
-def _stacked(rows: Sequence[Any], room: int) -> tuple[Array, Array]:
-    """Arrays of different lengths as a batch, padded with zeros: [B, room, ...], lengths [B]."""
+def _stacked(rows: Sequence[Any], longest: int) -> tuple[Array, Array]:
+    """Arrays of different lengths as a batch, padded with zeros: [B, longest, ...], lengths [B]."""
     arrays = [np.asarray(row) for row in rows]
-    padded = [np.pad(a, ((0, room - len(a)),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
+    padded = [np.pad(a, ((0, longest - len(a)),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
     return jnp.asarray(np.stack(padded)), jnp.array([len(a) for a in arrays])
 
 

@@ -103,7 +103,7 @@ def ahead(
         with contextlib.suppress(Exception):
             cfg, _ = checkpoint.read_description(folder)
             params = _parameters(cfg, dtype, partial(checkpoint.shapes, folder))
-            drawn = Uses((min(len(texts), options.batch),), texts, (decoding.CHUNK,)) if texts and options else None
+            drawn = Uses((min(len(texts), options.rows),), texts, (decoding.CHUNK,)) if texts and options else None
             listening = _listen(cfg, params, Uses(seconds=(seconds,))) if seconds else ()
             drawing = _draw(cfg, params, options, drawn) if options and drawn else ()
             for program in itertools.chain(listening, drawing):
@@ -215,10 +215,10 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[
     own = cfg.s2mel
     for batch in (n for n in buckets.BATCH if n <= max(bucket(n, buckets.BATCH) for n in uses.batches)):
         integers = struct((batch,), np.int32)
-        for room in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
-            frames = render.target_frames(room)
-            shape = f"{batch} rows, {room} codes"
-            codes = struct((batch, room), np.int32)
+        for rung in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
+            frames = render.target_frames(rung)
+            shape = f"{batch} rows, {rung} codes"
+            codes = struct((batch, rung), np.int32)
             for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
                 yield (prefix := _prefix(cfg, params, batch, text))
                 arguments = params["gpt"], cfg.gpt, _result(prefix), codes
@@ -233,8 +233,8 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[
             yield Program("BigVGAN", shape, arguments, {})
             for seconds in uses.seconds:
                 prompt = math.ceil(seconds * cfg.mel.rate / cfg.mel.hop)
-                fewest = max((n for n in buckets.CODES if n < room), default=0) + 1
-                ends = prompt - 1 + render.target_frames(fewest), prompt + 1 + render.target_frames(room)
+                fewest = max((n for n in buckets.CODES if n < rung), default=0) + 1
+                ends = prompt - 1 + render.target_frames(fewest), prompt + 1 + render.target_frames(rung)
                 for T in sorted({bucket(n, buckets.FRAMES) for n in range(*ends)}):
                     yield from _flow(cfg, params, options, batch, bucket(prompt, buckets.PROMPT), _result(content), T)
 

@@ -19,7 +19,9 @@ REPCODEC = RepCodecConfig(width=12, codes=20, code_width=4, channels=8, intermed
 CAMPPLUS = CAMPPlusConfig(16, 6, 4, 8, 4, 8, (2, 1), (1, 2), segment=10)
 _ENCODER = EncoderConfig(8, 2, 12, 1, 3, 16, 10, kernel=5, perceiver_layers=1, perceiver_head=4)
 CONDITIONER = ConditionerConfig(semantic=12, width=16, speaker=_ENCODER, emotion=_ENCODER)
-GPT = GPTConfig(16, 2, 2, texts=50, text_positions=12, codes=42, code_positions=20, start_code=40, stop_code=41)
+GPT = GPTConfig(
+    16, 2, 2, text_vocabulary=50, text_positions=12, code_vocabulary=42, code_positions=20, start_code=40, stop_code=41
+)
 S2MEL = S2MelConfig(6, 5, 8, 7, (6, 8), 10, 2, 12, 16, 2, 3, 8, 2, 5)
 BIGVGAN = BigVGANConfig(8, 16, (4, 2), (8, 4), (3, 7), ((1, 3), (1, 3)))
 

@@ -72,7 +72,7 @@ def test_products_of_stages_by_hand():
     prefix = gpt.Prefix(normal(1, 1, P, g.width), np.array([P]))
     jaxpr = gpt.prefill.trace(parameters("gpt", g), g, prefix).jaxpr.jaxpr
     layer = 12 * P * g.width**2 + 2 * P * P * g.width
-    assert counting.products(jaxpr) == 2 * (g.layers * layer + g.width * g.codes)
+    assert counting.products(jaxpr) == 2 * (g.layers * layer + g.width * g.code_vocabulary)
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,8 @@ def test_the_official_configuration_is_the_default(settings):
 
 def test_the_tiny_configuration(tiny):
     cfg = from_yaml(read_yaml(tiny.folder / "config.yaml"))
-    assert (cfg.gpt.width, cfg.gpt.layers, cfg.gpt.texts, cfg.gpt.text_positions) == (96, 3, 601, 202)
-    assert (cfg.gpt.codes, cfg.gpt.code_positions, cfg.gpt.stop_code) == (130, 403, 129)
+    assert (cfg.gpt.width, cfg.gpt.layers, cfg.gpt.text_vocabulary, cfg.gpt.text_positions) == (96, 3, 601, 202)
+    assert (cfg.gpt.code_vocabulary, cfg.gpt.code_positions, cfg.gpt.stop_code) == (130, 403, 129)
     assert (cfg.conditioner.speaker.units, cfg.conditioner.emotion.heads) == (80, 2)
     assert (cfg.s2mel.width, cfg.s2mel.depth, cfg.s2mel.regulator_layers) == (64, 5, 4)
     assert (cfg.repcodec.channels, cfg.repcodec.layers, cfg.w2vbert.width) == (40, 3, 64)
@@ -223,7 +223,11 @@ def test_json_and_back(tiny):
         ("gpt.width", 10**9, r"^Config\.gpt\.width is 1000000000, but must lie between 1 and 65,536$"),
         ("gpt.width", 0, r"^Config\.gpt\.width is 0, but must"),
         ("gpt.layers", 513, r"^Config\.gpt\.layers is 513, but must lie between 1 and 512$"),
-        ("gpt.texts", 1 << 25, r"^Config\.gpt\.texts is 33554432, but must lie between 1 and 16,777,216$"),
+        (
+            "gpt.text_vocabulary",
+            1 << 25,
+            r"^Config\.gpt\.text_vocabulary is 33554432, but must lie between 1 and 16,777,216$",
+        ),
         ("gpt.start_text", -1, r"^Config\.gpt\.start_text is -1, but must lie between 0 and"),
         ("bigvgan.dilations", [[1] * 65], r"^Config\.bigvgan\.dilations: holds 65 items, but at most 64 are possible$"),
         ("conditioner.speaker.width", 1.5, r"^Config\.conditioner\.speaker\.width: is 1\.5"),

@@ -58,7 +58,7 @@ candidates = jax.jit(decoding.candidates, static_argnames="cfg")
 
 def test_sampled_candidates_follow_the_exact_distribution():
     """Chi-square over all sets of four that two beams of four codes can give, drawn without replacement."""
-    cfg = gpt.GPTConfig(codes=4, start_code=3, stop_code=2)
+    cfg = gpt.GPTConfig(code_vocabulary=4, start_code=3, stop_code=2)
     sampling, n = Sampling(beams=2, top_k=0, top_p=1.0, temperature=1.0, repetition_penalty=1.0), 20000
     logits, running = 0.7 * normal(5, 1, 2, 4), np.array([[-200.0, -200.4]], np.float32)
     p = np.exp(logits[0] - logits[0].max(-1, keepdims=True))
@@ -89,7 +89,7 @@ class Bigram:
 
     def __init__(self, seed):
         self.table = 2 * normal(seed, 6, 6)
-        self.cfg = gpt.GPTConfig(codes=6, start_code=4, stop_code=5, code_positions=15)
+        self.cfg = gpt.GPTConfig(code_vocabulary=6, start_code=4, stop_code=5, code_positions=15)
 
 
 def beams_by_hand(table, cfg, beams, limit, penalty):
@@ -108,7 +108,9 @@ def beams_by_hand(table, cfg, beams, limit, penalty):
         for score, codes in running:
             logits = table[codes[-1] if codes else cfg.start_code].astype(np.float64)
             scores = logits - np.log(np.exp(logits).sum())
-            found += [(score + scores[code], codes, code) for code in range(cfg.codes) if code != cfg.start_code]
+            found += [
+                (score + scores[code], codes, code) for code in range(cfg.code_vocabulary) if code != cfg.start_code
+            ]
         found = sorted(found, key=lambda f: -f[0])[: 2 * beams]
         running = []
         for rank, (score, codes, code) in enumerate(found):
@@ -186,7 +188,7 @@ def test_draws_follow_the_distribution(tiny):
     """Chi-square of 4000 draws against the probabilities of the processed scores."""
     cfg = tiny.cfg.gpt
     n = 4000
-    scores = np.float32(0.7) * normal(3, 1, cfg.codes)
+    scores = np.float32(0.7) * normal(3, 1, cfg.code_vocabulary)
     scores[:, cfg.start_code] = -np.inf
     seen = np.zeros(scores.shape, bool)
     expected = np.asarray(jax.jit(decoding.process)(scores, seen, SAMPLED), np.float64)[0]
@@ -195,7 +197,7 @@ def test_draws_follow_the_distribution(tiny):
     keys = jax.random.split(jax.random.key(4), n)
     scores[:, cfg.start_code] = 0
     drawn = draw(scores.repeat(n, 0), seen.repeat(n, 0), keys, SAMPLED, cfg)
-    counts = np.bincount(np.asarray(drawn), minlength=cfg.codes)
+    counts = np.bincount(np.asarray(drawn), minlength=cfg.code_vocabulary)
     assert counts[expected == 0].sum() == 0
     likely = expected > 0
     chi = (np.square(counts[likely] - n * expected[likely]) / (n * expected[likely])).sum()
@@ -206,7 +208,7 @@ def test_draws_follow_the_distribution(tiny):
 
 def test_start_code_is_never_drawn(tiny):
     cfg = tiny.cfg.gpt
-    scores = np.zeros((1, cfg.codes), np.float32)
+    scores = np.zeros((1, cfg.code_vocabulary), np.float32)
     scores[:, cfg.start_code] = 50.0
     for sampling in (GREEDY, SAMPLED):
         code = draw(scores, scores > 99, jax.random.split(jax.random.key(0), 1), sampling, cfg)
@@ -367,4 +369,5 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_buckets_hold_and_go_on():
+    assert [buckets.within(n, (4, 8, 15)) for n in (4, 7, 8, 15, 16, 22, 36)] == [4, 4, 8, 15, 15, 22, 36]
     assert [buckets.bucket(n, (4, 8, 15)) for n in (1, 4, 5, 15, 16, 23)] == [4, 4, 8, 15, 22, 29]

@@ -142,7 +142,7 @@ ONCE = {
 
 # Sizes in the products of the loops that fill no whole tile.
 PARTIAL = {
-    ("gpt._attend", 64): "the width of a head, as it was trained",
+    ("layers.attend_cached", 64): "the width of a head, as it was trained",
     ("gpt.logits", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
     ("layers._attend", 64): "the width of a head, as it was trained",
     ("s2mel.Estimator", 80): "mel bands, once per step",

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
-from indextts_jax import audio, buckets, emotion, pipeline
+from indextts_jax import audio, buckets, decoding, emotion, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
+from indextts_jax.models import s2mel
 from indextts_jax.pipeline import Given, Options
 from indextts_jax.render import gather, render, target_frames, text_batch
 from indextts_jax.timing import Stopwatch
@@ -181,12 +182,50 @@ def test_given_stages_replace_their_own(model, voice):
         model, "One small test.", voice, options=options, given=[Given(codes=segment.codes, latents=zeros)]
     )
     assert relative(by_latents.segments[0].mel, segment.mel) > 0.01
-    with pytest.raises(ValueError, match="noise has shape"):
+    with pytest.raises(ValueError, match=r"noise given for segment 1 of 1 has shape \(7, 80\), but a prompt of 392"):
         speak(model, "One small test.", voice, options=options, given=[Given(noise=np.zeros((7, 80)))])
     with pytest.raises(ValueError, match="codec has 0 to 127"):
         speak(model, "One small test.", voice, options=options, given=[Given(codes=[1, 128])])
     with pytest.raises(ValueError, match="2 segments are given"):
         speak(model, "One small test.", voice, options=options, given=[Given(), Given()])
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (
+            {"codes": [[1, 2]]},
+            r"codes given for segment 1 of 1 must have shape \[C\] of integers, not \(1, 2\)",
+        ),
+        ({"codes": []}, r"must have shape \[C\] of integers, not \(0,\)"),
+        ({"codes": [1.0, 2.0]}, "are float64, but must be integers"),
+        ({"codes": "ab"}, "codes given for segment 1 of 1 must have shape"),
+        ({"codes": [1] * 500}, "500 codes are given for segment 1 of 1, but the model takes 400"),
+        ({"codes": [1, 128]}, "codes of segment 1 of 1 lie between 1 and 128"),
+        ({"codes": [1, 2], "latents": np.zeros((2, 5))}, r"must have shape \[C, 96\], not \(2, 5\)"),
+        ({"codes": [1, 2], "latents": np.zeros((3, 96))}, "3 latents are given for segment 1 of 1 beside 2 codes"),
+        ({"latents": np.zeros((3, 96))}, "3 latents are given for segment 1 of 1 beside 0 codes"),
+        ({"codes": [1, 2], "noise": np.zeros((7, 80))}, "a target of 3 frames need"),
+        ({"noise": np.zeros(80)}, r"must have shape \[P \+ F, 80\], not \(80,\)"),
+        ({"mel": np.zeros((80, 7))}, r"must have shape \[F, 80\], not \(80, 7\)"),
+        ({"mel": [[1.0], [1.0, 2.0]]}, r"must be numbers of shape \[F, 80\]"),
+        ({"mel": np.full((3, 80), np.nan)}, "mel given for segment 1 of 1 must be finite"),
+    ],
+)
+def test_what_is_given_must_fit(model, voice, monkeypatch, given, why):
+    """Refused before anything is drawn, in words of ours."""
+    monkeypatch.setattr(pipeline, "_draw", None)
+    with pytest.raises(ValueError, match=why):
+        speak(model, "One small test.", voice, given=[Given(**given)])
+
+
+def test_what_is_not_finite_is_no_speech(model, voice):
+    options = Options(Sampling(beams=1, sample=False), max_codes=20, steps=1)
+    broken = voice._replace(style=np.full_like(voice.style, np.nan))
+    with pytest.raises(ValueError, match="stage mel of segment 1 of 1 gave NaN"):
+        speak(model, "One small test.", broken, options=options)
+    with pytest.raises(ValueError, match="stage vocode of segment 1 of 1 gave NaN"):
+        speak(model, "One small test.", voice, given=[Given(mel=np.full((20, 80), 1e38))])
 
 
 SENTENCES = (
@@ -244,6 +283,20 @@ def test_a_batch_is_grouped_by_length(voice):
     assert [[i.packed for i in group] for group in groups] == [
         [2600, 2500], [900, 270, 260, 250, 240, 230, 220, 210], [200],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (5, 4), (8, 8)])
+def test_as_many_rows_are_drawn_as_are_rendered(model, voice, monkeypatch, batch, rows):
+    drawn, rendered, advance, solve = set(), [], decoding.advance, s2mel.solve
+    monkeypatch.setattr(decoding, "advance", lambda *inputs: drawn.add(len(inputs[2].done)) or advance(*inputs))
+    monkeypatch.setattr(s2mel, "solve", lambda *inputs: rendered.append(len(inputs[2])) or solve(*inputs))
+    options = Options(Sampling(beams=1), max_codes=5, steps=1, batch=batch)
+    text = model.text.analyse("One small test.")
+    pipeline.speak(model.params, model.cfg, [text] * 9, [voice] * 9, range(9), options)
+    assert options.rows == rows
+    assert drawn == {rows}
+    assert max(rendered) == rows
+    assert sum(rendered) == 9
 
 
 def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, voice, caplog):

@@ -31,12 +31,12 @@ def channels_last(x):
 # ---- length regulator -----------------------------------------------------------------------------------------------
 
 
-def test_nearest_is_float32_and_differs_from_exact_arithmetic():
+def test_source_frames_are_float32_and_differs_from_exact_arithmetic():
     """The rule as the reference's framework computes it, in numpy, for many pairs of lengths."""
     sources = np.arange(1, 600)
     targets = (sources * np.float32(1.72)).astype(np.int32)
     frames = int(targets.max())
-    ours = np.asarray(jax.jit(s2mel.nearest, static_argnums=1)(sources, frames, targets))
+    ours = np.asarray(jax.jit(s2mel.source_frames, static_argnums=1)(sources, frames, targets))
     exact = 0
     for row, source, target in zip(ours, sources, targets, strict=True):
         scale = np.float32(source) / np.float32(target)

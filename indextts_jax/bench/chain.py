@@ -184,7 +184,7 @@ def run(
     bias = head["bias"].at[cfg.gpt.stop_code].set(-1e4)
     params = {**params, "gpt": {**params["gpt"], "head": {**head, "bias": bias}}}
     recording = audio.recording(noise(setting), RATE)
-    ids = np.random.default_rng(0).integers(2, cfg.gpt.texts, setting.pieces).tolist()
+    ids = np.random.default_rng(0).integers(2, cfg.gpt.text_vocabulary, setting.pieces).tolist()
     text = Analysis("", [], ids, [[""]], [ids], [])
     keys = list(jax.random.split(jax.random.key(1), setting.batch))
     options = Options(Sampling(setting.beams), setting.codes, steps=setting.flow_steps, batch=setting.batch)

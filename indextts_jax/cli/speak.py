@@ -254,7 +254,7 @@ def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
         front = TextFrontEnd.load(vocabulary)
         return Model(params, cfg, front), front.analyse(text, options.segment_tokens, language=options.language)
     # Without a vocabulary, every byte is an id.
-    pieces = [chr(2 + byte % (cfg.gpt.texts - 3)) for byte in text.strip().encode()]
+    pieces = [chr(2 + byte % (cfg.gpt.text_vocabulary - 3)) for byte in text.strip().encode()]
     if not pieces:
         raise Error("the text is empty: give at least one letter")
     segments = split(pieces, options.segment_tokens)

@@ -123,8 +123,8 @@ class Stage(nn.Module):
         def convolve(xs: Array, name: str, dilations: tuple[int, ...]) -> Array:
             ys = []
             for j, kernel in blocks:
-                room = (kernel - 1) * dilations[j] // 2
-                y = pad_edges(xs[j], lengths, room, room, "zeros")
+                edge = (kernel - 1) * dilations[j] // 2
+                y = pad_edges(xs[j], lengths, edge, edge, "zeros")
                 convolution = nn.Conv(C, kernel, kernel_dilation=dilations[j], padding="VALID", name=f"{name}_{j}")
                 ys.append(convolution(y))
             return jnp.stack(ys)

@@ -80,9 +80,9 @@ class Layer(nn.Module):
         cfg = self.cfg
         x = nn.relu(nn.Dense(cfg.bottleneck, name="reduce")(Scale(name="norm")(x)))
         x = zero_padding(x, lengths)
-        room = (cfg.kernel - 1) // 2 * self.dilation
+        edge = (cfg.kernel - 1) // 2 * self.dilation
         local = nn.Conv(
-            cfg.growth, cfg.kernel, kernel_dilation=self.dilation, padding=room, use_bias=False, name="local"
+            cfg.growth, cfg.kernel, kernel_dilation=self.dilation, padding=edge, use_bias=False, name="local"
         )(x)
         context = nn.relu(nn.Dense(cfg.bottleneck // 2, name="context_in")(_context(x, lengths, cfg.segment)))
         return local * nn.sigmoid(nn.Dense(cfg.growth, name="context_out")(context))

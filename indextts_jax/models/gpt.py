@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, precision_of, valid
+from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, attend_cached, precision_of, valid
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class GPTConfig:
     width: int = 1280
     layers: int = 24
     heads: int = 20
-    texts: int = 12001
+    text_vocabulary: int = 12001
     text_positions: int = 602
-    codes: int = 8194
+    code_vocabulary: int = 8194  # start and stop included
     code_positions: int = 1818
     start_text: int = 0
     stop_text: int = 1
@@ -57,7 +57,10 @@ class Prefix(NamedTuple):
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> the same and its keys and values; with a cache, they go to its T slots from `slots` [B] on."""
+    """x [B, T, D] -> the same and its keys and values; with a cache, they go to its T slots from `slots` [B] on.
+
+    mask: bool, against [B, N, T, T], or with a cache [B, T, S].
+    """
 
     cfg: GPTConfig
 
@@ -74,7 +77,7 @@ class Block(nn.Module):
             cache = LayerCache(*(jnp.transpose(a, (0, 2, 3, 1)) for a in (k, v)))
         else:
             cache = LayerCache(*(_write(old, new, slots) for old, new in zip(cache, (k, v), strict=True)))
-            y = _attend(q, cache, mask)
+            y = attend_cached(q, *cache, mask)
         y = y.reshape(B, T, D)
         x = x + Dense(D, name="out")(y)
         y = Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
@@ -91,15 +94,8 @@ def _write(old: Array, new: Array, slots: Array) -> Array:
     return old.at[jnp.arange(B)[:, None], :, :, places].set(new, mode="drop")
 
 
-def _attend(q: Array, cache: LayerCache, mask: Array) -> Array:
-    """`layers.attend` on a cache: q [B, T, N, H], mask bool against [B, N, T, S] -> [B, T, N, H]."""
-    scores = jnp.einsum("btnh,bnhs->bnts", q, cache.k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bnts,bnhs->btnh", jax.nn.softmax(scores, axis=-1).astype(q.dtype), cache.v)
-
-
 class Decoder(nn.Module):
-    """All blocks and the two norms that follow them. mask: bool, broadcasts against [B, N, T, keys]."""
+    """All blocks and the two norms that follow them. mask: as in Block."""
 
     cfg: GPTConfig
 
@@ -123,13 +119,13 @@ def init(cfg: GPTConfig, key: Array) -> dict:
 
     mask = jnp.ones((1, 1, 1, 1), bool)
     return {
-        "text": table(cfg.texts),
+        "text": table(cfg.text_vocabulary),
         "text_position": table(cfg.text_positions),
-        "code": table(cfg.codes),
+        "code": table(cfg.code_vocabulary),
         "code_position": table(cfg.code_positions),
         "speed": table(2),
         "decoder": Decoder(cfg).init(next(keys), jnp.zeros((1, 1, cfg.width)), mask)["params"],
-        "head": Dense(cfg.codes).init(next(keys), jnp.zeros((1, cfg.width)))["params"],
+        "head": Dense(cfg.code_vocabulary).init(next(keys), jnp.zeros((1, cfg.width)))["params"],
     }
 
 
@@ -178,8 +174,8 @@ def prefill(
     x, lengths = prefix
     P = x.shape[1]
     hidden, caches = apply(Decoder(cfg), params["decoder"], x, _causal(P)[None, None])
-    room = ((0, 0), (0, 0), (0, 0), (0, (capacity or P) - P))
-    caches = jax.tree.map(lambda a: jnp.pad(a, room), caches)
+    free = ((0, 0), (0, 0), (0, 0), (0, (capacity or P) - P))
+    caches = jax.tree.map(lambda a: jnp.pad(a, free), caches)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return logits(params, last), caches
 
@@ -201,7 +197,7 @@ def step(
     included. While generating, the n-th code (from 0) has position n + 2: position 1 is skipped.
     """
     x = _embed(params, "code", codes, jnp.broadcast_to(positions[:, None], codes.shape))
-    hidden, caches = apply(Decoder(cfg), params["decoder"], x, visible[:, None], caches, slots)
+    hidden, caches = apply(Decoder(cfg), params["decoder"], x, visible, caches, slots)
     return logits(params, hidden), caches
 
 

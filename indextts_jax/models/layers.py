@@ -157,7 +157,7 @@ class RMSNorm(nn.Module):
         return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-LARGE = 2**18  # scores of one head, more than which a CPU does one head at a time
+LARGE = 2**18  # scores of one head; from here on a CPU computes one head after another
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None) -> Array:
@@ -204,3 +204,21 @@ def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None, bias: Arra
     heads = (x.reshape(B * N, *x.shape[2:]) for x in (q, k, v))
     y = jax.lax.map(one, (jnp.arange(B * N), *heads))
     return y.reshape(B, N, *y.shape[1:])
+
+
+def attend_cached(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Attention to a cache whose slots lie last: q [B, Q, N, H], k and v [B, G, H, S] -> [B, Q, N, H].
+
+    Each of G groups of heads shares its keys and values; G = N is plain attention. mask [B, Q, S] bool, True = seen.
+    Scores and softmax in float32.
+    """
+    B, Q, N, H = q.shape
+    G = k.shape[1]
+    R = N // G
+    # One axis of queries, R at each position: of products with more axes, XLA makes none in bfloat16 on a CPU.
+    q = q.reshape(B, Q, G, R, H).swapaxes(2, 3).reshape(B, Q * R, G, H)
+    mask = jnp.repeat(mask, R, axis=1)[:, None]
+    scores = jnp.einsum("bqgh,bghs->bgqs", q, k, preferred_element_type=jnp.float32) * (H**-0.5)
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    y = jnp.einsum("bgqs,bghs->bqgh", jax.nn.softmax(scores, axis=-1).astype(q.dtype), v)
+    return y.reshape(B, Q, R, G, H).swapaxes(2, 3).reshape(B, Q, N, H)

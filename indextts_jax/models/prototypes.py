@@ -35,7 +35,7 @@ def init(cfg: PrototypesConfig, key: Array) -> dict:
 
 @partial(jax.jit, static_argnames="cfg")
 def similar(params: dict, cfg: PrototypesConfig, style: Array) -> Array:
-    """The row of each group whose style is nearest by cosine: style [B, style] -> [B, E] int32.
+    """The row of each group whose style is most similar by cosine: style [B, style] -> [B, E] int32.
 
     Reference: indextts/infer_v2.py, find_most_similar_cosine.
     """

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Dense, RMSNorm, apply, dtype_of, precision_of, zero_padding
+from indextts_jax.models.layers import Dense, RMSNorm, apply, attend_cached, dtype_of, precision_of, zero_padding
 
 CHUNK = 8  # steps between two looks at whether every row has stopped
 
@@ -85,24 +85,11 @@ class Block(nn.Module):
         k = rotate(RMSNorm(cfg.epsilon, name="k_norm")(k), positions, cfg.base)
         rows, pairs = jnp.arange(B)[:, None], zip(cache, (k, v), strict=True)
         cache = LayerCache(*(old.at[rows, :, :, positions].set(new, mode="drop") for old, new in pairs))
-        x = x + Dense(D, False, name="out")(_attend(q, cache, positions).reshape(B, T, N * H))
+        seen = jnp.arange(cache.k.shape[3])[None, None] <= positions[:, :, None]
+        x = x + Dense(D, False, name="out")(attend_cached(q, *cache, seen).reshape(B, T, N * H))
         y = Dense(2 * cfg.feed_forward, False, name="gated")(RMSNorm(cfg.epsilon, name="feed_forward_norm")(x))
         gate, y = jnp.split(y, 2, axis=-1)  # SwiGLU (arXiv:2002.05202)
         return x + Dense(D, False, name="down")(nn.silu(gate) * y), cache
-
-
-def _attend(q: Array, cache: LayerCache, positions: Array) -> Array:
-    """Attention in which each group of heads shares its keys and values: q [B, T, N, H] -> [B, T, N, H]."""
-    B, T, N, H = q.shape
-    _, G, _, S = cache.k.shape
-    R = N // G
-    # One axis of queries: of products with more, XLA makes none in bfloat16 on a CPU.
-    q = q.reshape(B, T, G, R, H).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, H)
-    scores = jnp.einsum("bgqh,bghs->bgqs", q, cache.k, preferred_element_type=jnp.float32) * (H**-0.5)
-    seen = jnp.tile(jnp.arange(S)[None, None] <= positions[:, :, None], (1, R, 1))  # [B, R T, S]
-    scores = jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min)
-    y = jnp.einsum("bgqs,bghs->bgqh", jax.nn.softmax(scores, axis=-1).astype(q.dtype), cache.v)
-    return y.reshape(B, G, R, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 class Decoder(nn.Module):

@@ -101,7 +101,7 @@ class Regulator(nn.Module):
     def __call__(self, x: Array, lengths: Array, frames: int, target_lengths: Array) -> Array:
         C = self.cfg.regulator_channels
         x = nn.Dense(C, name="project")(x)
-        source = nearest(lengths, frames, target_lengths)
+        source = source_frames(lengths, frames, target_lengths)
         x = jnp.take_along_axis(x, source[:, :, None], axis=1)
         for i in range(self.cfg.regulator_layers):
             x = nn.Conv(C, 3, padding="VALID", name=f"conv_{i}")(pad_edges(x, target_lengths, 1, 1, "zeros"))
@@ -110,7 +110,7 @@ class Regulator(nn.Module):
         return zero_padding(nn.Dense(self.cfg.content, name="out")(x), target_lengths)
 
 
-def nearest(lengths: Array, frames: int, target_lengths: Array) -> Array:
+def source_frames(lengths: Array, frames: int, target_lengths: Array) -> Array:
     """Which of `lengths` source frames each of `frames` target frames copies: [B, F] int32.
 
     The floor of i times the float32 quotient, not exact arithmetic: the two differ for a tenth of all lengths.
