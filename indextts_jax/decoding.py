@@ -311,22 +311,32 @@ def advance(params: dict, cfg: GPTConfig, state: State, sampling: Sampling, limi
     return jax.lax.while_loop(more, lambda state: jax.lax.scan(one, state, length=CHUNK)[0], state)
 
 
+class Kept(NamedTuple):
+    """The slots that a beam sees, moved to the front of a cache."""
+
+    order: Array  # [B, slots] int32, where each slot comes from
+    visible: Array  # [B, K, capacity] bool
+    filled: Array  # [B] int32
+
+
 @partial(jax.jit, static_argnames="capacity")
-def compact(state: State, capacity: int) -> State:
-    """Drop the slots that no beam sees, and give each row `capacity` slots."""
-    S = state.visible.shape[2]
-    live = state.visible.any(axis=1)  # [B, S]
-    order = jnp.argsort(~live, axis=1, stable=True)
-    more = max(capacity - S, 0)
+def keep(visible: Array, capacity: int) -> Kept:
+    """Which slots stay, of those that the beams see [B, K, S], in a cache of `capacity` slots."""
+    seen = visible.any(axis=1)
+    order = jnp.argsort(~seen, axis=1, stable=True)[:, :capacity]
+    return Kept(order, _moved(visible, order[:, None], capacity), seen.sum(axis=1, dtype=jnp.int32))
 
-    def moved(array: Array, order: Array, axis: int) -> Array:
-        array = jax.lax.slice_in_dim(jnp.take_along_axis(array, order, axis=axis), 0, min(capacity, S), axis=axis)
-        return jnp.pad(array, [(0, more if i == axis else 0) for i in range(array.ndim)])
 
-    caches = jax.tree.map(lambda a: moved(a, order[:, None, None, :], 3), state.caches)
-    return state._replace(
-        caches=caches, visible=moved(state.visible, order[:, None, :], 2), filled=live.sum(axis=1, dtype=jnp.int32)
-    )
+@partial(jax.jit, static_argnames="capacity")
+def compact(cache: LayerCache, order: Array, capacity: int) -> LayerCache:
+    """One layer's cache in a new order, with `capacity` slots."""
+    return LayerCache(*(_moved(array, order[:, None, None], capacity) for array in cache))
+
+
+def _moved(array: Array, order: Array, capacity: int) -> Array:
+    """The last axis of an array in a new order, and padded to `capacity`."""
+    array = jnp.take_along_axis(array, order, axis=-1)
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, capacity - array.shape[-1])])
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -442,8 +452,11 @@ def generate(
             logits, caches = gpt.prefill(params, cfg, Prefix(jnp.asarray(part), jnp.asarray(lengths[items])))
             rows = np.array(free + [B] * more, np.int32)
             state = admit(cfg, state, lengths[items], logits, caches, rows, data, sampling, most_codes)
-        state = advance(params, cfg, state, sampling, most_codes, np.bool_(len(waiting) > 0))
-        done = np.asarray(state.done)
+        # A row may be done as soon as it is admitted: if another waits, its place is given away at once.
+        done = np.asarray(state.done) if waiting else None
+        if done is None or not done[list(places)].any():
+            state = advance(params, cfg, state, sampling, most_codes, np.bool_(len(waiting) > 0))
+            done = np.asarray(state.done)
         finished = [row for row in places if done[row]]
         if not finished:
             state = _with_headroom(state, limit, least)
@@ -465,7 +478,17 @@ def _key(key: Array, attempt: int) -> np.ndarray:
 
 
 def _with_headroom(state: State, limit: int, least: int) -> State:
-    """Fewer dead slots, and a larger cache where that does not do: `least` slots, which any row begins with."""
+    """Drop the slots that no beam sees; the cache grows where that does not do, but has `least` slots in any case.
+
+    The state that it is given is gone afterwards: caches are moved layer by layer, and each old one is freed before the
+    next, so that both are never there as a whole.
+    """
     visible, counts, done = map(np.asarray, (state.visible, state.counts, state.done))
     need = visible.any(axis=1).sum(axis=1) + visible.shape[1] * np.minimum(HEADROOM, limit - counts)
-    return compact(state, buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE))
+    capacity = buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE)
+    kept, caches = keep(state.visible, capacity), []
+    for cache in state.caches:
+        caches.append(jax.block_until_ready(compact(cache, kept.order, capacity)))
+        for array in cache:
+            array.delete()
+    return state._replace(caches=tuple(caches), visible=kept.visible, filled=kept.filled)

@@ -39,6 +39,7 @@ STAGES = {
     "prefill": Stage(gpt, "prefill"),
     "admission": Stage(decoding, "admit"),
     "decoding": Stage(decoding, "advance"),
+    "slots to keep": Stage(decoding, "keep"),
     "compacting the cache": Stage(decoding, "compact"),
     "winning codes": Stage(decoding, "winners"),
     # from codes to samples

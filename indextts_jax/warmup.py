@@ -199,7 +199,9 @@ def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Pr
             yield Program("winning codes", shape, (cfg.gpt, state, limit), {})
             for larger in capacities:
                 if larger >= capacity:
-                    yield Program("compacting the cache", f"{shape} to {larger}", (state, larger), {})
+                    yield (kept := Program("slots to keep", f"{shape} to {larger}", (state.visible, larger), {}))
+                    arguments = state.caches[0], _result(kept).order, larger
+                    yield Program("compacting the cache", f"{shape} to {larger}", arguments, {})
             for rows in (n for n in buckets.BATCH if n <= batch):
                 for P in rungs:
                     lengths, begun = struct((rows,), np.int32), struct((rows, min(P, capacity), cfg.gpt.width), dtype)

@@ -236,7 +236,7 @@ def test_rows_do_not_depend_on_neighbours_cache_or_admission(tiny, monkeypatch, 
     one = prefix_of(tiny, golden("en_segments"))
     batch = jax.tree.map(lambda a: np.repeat(a, 4, 0), one)
     capacities, pack = [], decoding.compact
-    monkeypatch.setattr(decoding, "compact", lambda state, to: capacities.append(to) or pack(state, to))
+    monkeypatch.setattr(decoding, "compact", lambda *inputs: capacities.append(inputs[2]) or pack(*inputs))
     P = int(one.lengths[0])
     ladder = (P + beams * decoding.CHUNK, P + beams * (decoding.CHUNK + 4) + 64, P + beams * limit)
     monkeypatch.setattr(buckets, "CACHE", ladder)
@@ -366,6 +366,67 @@ def test_limits(monkeypatch):
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+@pytest.mark.parametrize("capacity", [256, 512])
+def test_a_cache_is_compacted_in_little_more_than_its_own_memory(monkeypatch, capacity):
+    """Layer by layer: beside the new cache there is one old layer, whether it stays as large or grows."""
+    cfg = gpt.GPTConfig(64, 8, 4, text_vocabulary=8, code_vocabulary=16, start_code=14, stop_code=15)
+    state = decoding.empty(cfg, 2, 3, 256, jnp.dtype(jnp.float32))
+    visible = np.random.default_rng(0).random((2, 3, 256)) < 0.05
+    k = normal(1, *state.caches[1].k.shape)
+    caches = (state.caches[0], state.caches[1]._replace(k=jnp.asarray(k)), *state.caches[2:])
+    state = state._replace(visible=jnp.asarray(visible), done=jnp.array([False, False]), caches=caches)
+    layer = sum(leaf.nbytes for leaf in caches[0])
+    order = decoding.keep.eval_shape(state.visible, capacity).order
+    memory = decoding.compact.lower(caches[0], order, capacity).compile().memory_analysis()
+    assert memory.output_size_in_bytes < 1.01 * layer * capacity / 256
+    assert memory.temp_size_in_bytes <= layer / 2
+    made, bytes_alive, compact = [], [], decoding.compact
+
+    def watched(*inputs):
+        made.append(compact(*inputs))
+        arrays = [array for cache in (*caches, *made) for array in cache]
+        bytes_alive.append(sum(array.nbytes for array in arrays if not array.is_deleted()))
+        return made[-1]
+
+    monkeypatch.setattr(decoding, "compact", watched)
+    moved = decoding._with_headroom(state, 1000, capacity)
+    assert moved.caches[0].k.shape[3] == capacity
+    assert max(bytes_alive) == len(caches) * layer * capacity // 256 + layer
+    seen = visible.any(axis=1)
+    assert moved.filled.tolist() == seen.sum(axis=1).tolist()
+    for b, n in enumerate(seen.sum(axis=1)):
+        np.testing.assert_array_equal(moved.caches[1].k[b, :, :, :n], k[b][:, :, seen[b]])
+        np.testing.assert_array_equal(moved.visible[b, :, :n], visible[b][:, seen[b]])
+        assert not moved.visible[b, :, n:].any()
+
+
+def test_a_row_that_stops_at_once_gives_its_place_at_once(monkeypatch):
+    """No step is taken while a row is done and another waits."""
+    params, cfg = with_stop_bias(parameters("gpt", GPT), GPT, 3.0), GPT
+    texts, lengths = np.full((16, 5), 7, np.int32), np.full(16, 5)
+    prefix = gpt.prefix(params, cfg, normal(1, 16, 4, 16), normal(2, 16, 16), texts, lengths)
+    at_once, idle, admit, advance = [], [], decoding.admit, decoding.advance
+
+    def admitted(cfg, state, *inputs):
+        state = admit(cfg, state, *inputs)
+        at_once.append(int((state.done & (state.counts == 1)).sum()))
+        return state
+
+    def advanced(params, cfg, state, sampling, limit, waiting):
+        idle.append(bool(waiting) and bool(state.done.any()))
+        return advance(params, cfg, state, sampling, limit, waiting)
+
+    monkeypatch.setattr(decoding, "admit", admitted)
+    monkeypatch.setattr(decoding, "advance", advanced)
+    keys, sampling = list(range(16)), replace(SAMPLED, top_p=1.0, top_k=0)
+    drawn = decoding.generate(params, cfg, prefix, keys, sampling, 12, batch=4)
+    assert max(at_once) > 0
+    assert len(set(drawn.lengths.tolist())) > 3
+    assert not any(idle)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(drawn.codes, decoding.generate(params, cfg, prefix, keys, sampling, 12).codes)
 
 
 def test_buckets_hold_and_go_on():

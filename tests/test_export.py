@@ -131,10 +131,12 @@ ONCE = {
         ),
     },
     "decoding.compact": {
-        Access("decoding.compact", "gather", 512, 1280): Note(
-            48, "moves every slot, column by column, once per 64 steps"
+        Access("decoding._moved", "gather", 512, 1280): Note(
+            2, "moves every slot, column by column, once per 64 steps"
         ),
-        Access("decoding.compact", "gather", 512, 3): Note(1, "the same for what the beams see"),
+    },
+    "decoding.keep": {
+        Access("decoding._moved", "gather", 512, 3): Note(1, "the same for what the beams see"),
     },
     "s2mel.join": {Access("s2mel.join", "gather", 1280, 512): Note(2, "whole frames, once per utterance")},
     "s2mel.regulate": {Access("s2mel.Regulator", "gather", 516, 512): Note(1, "whole frames, once per recording")},
