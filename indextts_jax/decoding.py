@@ -1,12 +1,13 @@
 """How codes are drawn: the reference's score processing and beams, in a scan over a preallocated cache.
 
-Steps are scanned in chunks inside a while loop. The host is asked when a row has finished and another waits for its
-place, and when the cache is full. Rows are independent: own prefix, own count, own key; what a row draws does not
-depend on its neighbours, nor on when it was admitted.
+`generate` decodes many rows with a loop on the host, which gives the place of a finished row to the next one; `decode`
+decodes a batch in one program. Steps are scanned in chunks inside a while loop, which returns to the host when a row
+has finished while another waits for a place, and when the cache is full. Each row has its own prefix, count and key:
+what it draws depends neither on its neighbours nor on when it was admitted.
 
-Beams share one cache per row. Each step writes one slot per beam behind the ones before, and every beam remembers which
-slots are its own past: reordering beams reorders these masks and no key or value moves. Slots that no beam sees any
-more are dropped when the cache is full.
+Beams share one cache per row. Each step writes one slot per beam after those of the step before, and every beam
+remembers which slots are its own past: reordering beams reorders these masks, and no key or value moves. Slots that no
+beam sees any more are dropped when the cache is full.
 
 Dimensions: B rows decoded at once, K beams, C codes, V code vocabulary, S cache slots.
 """
@@ -30,8 +31,8 @@ from indextts_jax.models.gpt import GPTConfig, LayerCache, Prefix
 from indextts_jax.models.layers import valid
 
 CHUNK = 16  # steps between two looks at whether rows have finished
-HEADROOM = 64  # steps for which a full cache is given free slots at least: over these its cost is spread
-UNLIKELY = -1e9  # running score of the beams that do not count yet at the first step
+HEADROOM = 64  # steps for which a compacted cache has free slots at least: the cost of compacting is spread over them
+UNLIKELY = -1e9  # running score of all beams but the first before the first step, so that they do not count yet
 
 
 @partial(
@@ -101,7 +102,7 @@ class State(NamedTuple):
     scores: Array  # [B, K] float32, running
     trace: Trace
     hypotheses: Hypotheses
-    keys: Array  # [B, key width] uint32
+    keys: Array  # [B, words] uint32, key data
 
 
 # ---- one decision ---------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def _enter(hypotheses: Hypotheses, scores: Array, lengths: Array, beams: Array, 
 
 
 def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, limit: Array) -> State:
-    """Append what `logits` [B, K, V] lead to, in the rows that are not done."""
+    """Choose the next code of each beam from `logits` [B, K, V], in the rows that are not done."""
     B, K, _ = logits.shape
     rows = jnp.arange(B)
     active = ~state.done
@@ -239,7 +240,7 @@ def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, lim
 
 @partial(jax.jit, static_argnames=("cfg", "rows", "beams", "capacity", "dtype"))
 def empty(cfg: GPTConfig, rows: int, beams: int, capacity: int, dtype: jnp.dtype) -> State:
-    """A state of `rows` free places."""
+    """A state whose `rows` places are all free."""
     B, K, S, C = rows, beams, capacity, cfg.most_codes
     caches = tuple(
         LayerCache(*(jnp.zeros((B, cfg.heads, cfg.width // cfg.heads, S), dtype) for _ in range(2)))
@@ -262,8 +263,8 @@ def admit(
 ) -> State:  # fmt: skip
     """Put prefilled prefixes into places of the state, and draw the first code of each.
 
-    lengths [A] of the prefixes, logits [A, V] and caches of P slots from `gpt.prefill`, rows [A]: the places; one past
-    the last is no place, its row is padding. keys [A, key width] as data.
+    lengths [A] of the prefixes, logits [A, V] and caches of P slots from `gpt.prefill`, rows [A]: the places, where one
+    past the last marks a prefix that is padding; keys [A, words] as data.
     """
     A, P = logits.shape[0], caches[0].k.shape[3]
     K, S = state.visible.shape[1:]
@@ -285,10 +286,10 @@ def admit(
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="state")
 def advance(params: dict, cfg: GPTConfig, state: State, sampling: Sampling, limit: Array, waiting: Array) -> State:
-    """Draw on until every row is done, or one that was not while others are `waiting`, or what is drawn next might not
-    fit the cache.
+    """Take steps until every row is done, until a row becomes done while others are `waiting` for its place, or until
+    the next chunk might not fit into the cache.
 
-    limit [] int32 steps, waiting [] bool.
+    limit [] int32 steps of a row, waiting [] bool.
     """
     K, S = state.visible.shape[1:]
     busy = ~state.done
@@ -478,17 +479,18 @@ def _key(key: Array, attempt: int) -> np.ndarray:
 
 
 def _with_headroom(state: State, limit: int, least: int) -> State:
-    """Drop the slots that no beam sees; the cache grows where that does not do, but has `least` slots in any case.
+    """Drop the slots that no beam sees, and make the cache larger if too few are free then; `least` slots in any case.
 
-    The state that it is given is gone afterwards: caches are moved layer by layer, and each old one is freed before the
-    next, so that both are never there as a whole.
+    The given state is gone afterwards: caches are moved layer by layer, and each old layer is freed while the next one
+    is moved, so that the old cache and the new one never exist as a whole.
     """
     visible, counts, done = map(np.asarray, (state.visible, state.counts, state.done))
     need = visible.any(axis=1).sum(axis=1) + visible.shape[1] * np.minimum(HEADROOM, limit - counts)
     capacity = buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE)
     kept, caches = keep(state.visible, capacity), []
-    for cache in state.caches:
-        caches.append(jax.block_until_ready(compact(cache, kept.order, capacity)))
-        for array in cache:
+    for i, cache in enumerate(state.caches):
+        caches.append(compact(cache, kept.order, capacity))
+        jax.block_until_ready(caches[i - 1] if i else kept)
+        for array in state.caches[i - 1] if i else ():
             array.delete()
     return state._replace(caches=tuple(caches), visible=kept.visible, filled=kept.filled)

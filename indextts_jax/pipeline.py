@@ -69,7 +69,7 @@ class Audio(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """How to speak; the defaults are the reference's."""
+    """Settings of speech; the defaults are the reference's."""
 
     sampling: Sampling = field(default_factory=Sampling)
     max_codes: int = 1500  # per segment

@@ -1,7 +1,7 @@
 """Every jitted stage between files and samples by its name, in the order of the data.
 
-One list for all who go through the stages: the benchmark times them, `warmup` compiles them, the tests lower them for
-every platform.
+One list for everything that goes through the stages: the benchmark times them, `warmup` compiles them, the tests lower
+them for every platform.
 """
 
 from types import ModuleType

@@ -92,8 +92,12 @@ class Bigram:
         self.cfg = gpt.GPTConfig(code_vocabulary=6, start_code=4, stop_code=5, code_positions=15)
 
 
-def beams_by_hand(table, cfg, beams, limit, penalty):
-    """Beam search as transformers does it, written with lists: -> (codes, score, whether it stopped)."""
+def beams_by_hand(table, cfg, beams, limit, penalty, kept_codes=None, rng=None):
+    """Beam search as transformers does it, written with lists: -> (codes, score, whether it stopped).
+
+    With kept_codes: as it samples where so few codes of each beam are possible that all continuations are drawn. What
+    is missing from 2 * beams is filled up with impossible codes of the first beam, the stop code or others.
+    """
     running: list[tuple[float, list[int]]] = [(0.0, [])] + [(-1e9, [])] * (beams - 1)
     kept: list[tuple[float, list[int], bool]] = []
 
@@ -108,9 +112,17 @@ def beams_by_hand(table, cfg, beams, limit, penalty):
         for score, codes in running:
             logits = table[codes[-1] if codes else cfg.start_code].astype(np.float64)
             scores = logits - np.log(np.exp(logits).sum())
-            found += [
-                (score + scores[code], codes, code) for code in range(cfg.code_vocabulary) if code != cfg.start_code
-            ]
+            allowed = [code for code in range(cfg.code_vocabulary) if code != cfg.start_code]
+            if kept_codes is not None:
+                if score < -5e8:
+                    continue
+                allowed = sorted(allowed, key=lambda code: -scores[code])[:kept_codes]
+            found += [(score + scores[code], codes, code) for code in allowed]
+        if kept_codes is not None:
+            taken = {code for _, codes, code in found if codes == running[0][1]}
+            impossible = [code for code in range(cfg.code_vocabulary) if code not in taken and code != cfg.start_code]
+            fill = rng.choice(impossible, max(0, 2 * beams - len(found)))
+            found += [(-1e9, running[0][1], int(code)) for code in fill]
         found = sorted(found, key=lambda f: -f[0])[: 2 * beams]
         running = []
         for rank, (score, codes, code) in enumerate(found):
@@ -128,29 +140,71 @@ def beams_by_hand(table, cfg, beams, limit, penalty):
     return codes, score, stopped
 
 
+decide = jax.jit(decoding._decide, static_argnames="cfg")
+
+
+def beams_of_ours(model, sampling, limit):
+    """What our rules make of a small model: -> (codes, score, whether it stopped)."""
+    cfg, beams = model.cfg, sampling.beams
+    state = decoding.empty(cfg, 1, beams, 1, np.float32)._replace(caches=(), done=np.array([False]))
+    state = state._replace(scores=np.where(np.arange(beams) == 0, 0.0, -1e9)[None].astype(np.float32))
+    last = np.full(beams, cfg.start_code)
+    while not state.done[0]:
+        state = decide(state, model.table[last][None], sampling, cfg, np.int32(limit))
+        last = np.asarray(state.trace.codes[0, int(state.counts[0]) - 1])
+    won = row(decoding.winners(cfg, state, np.int32(limit)), 0)
+    return np.asarray(won.codes)[: int(won.lengths)], float(won.scores), bool(won.stopped)
+
+
 @pytest.mark.parametrize("beams", [2, 3])
 def test_beams_follow_the_rules(beams):
     """Many small models, limits and length penalties, against beam search written by hand."""
     sampling = Sampling(beams=beams, sample=False, repetition_penalty=1.0)
-    decide = jax.jit(decoding._decide, static_argnames="cfg")
     outcomes = Counter()
     for seed in range(30):
         model, limit, penalty = Bigram(seed), (12, 5, 3)[seed % 3], (0.0, 1.0, 2.0, -1.0)[seed % 4]
-        cfg, settings = model.cfg, replace(sampling, length_penalty=penalty)
-        state = decoding.empty(cfg, 1, beams, 1, np.float32)._replace(caches=(), done=np.array([False]))
-        state = state._replace(scores=np.where(np.arange(beams) == 0, 0.0, -1e9)[None].astype(np.float32))
-        last = np.full(beams, cfg.start_code)
-        while not state.done[0]:
-            state = decide(state, model.table[last][None], settings, cfg, np.int32(limit))
-            last = np.asarray(state.trace.codes[0, int(state.counts[0]) - 1])
-        won = row(decoding.winners(cfg, state, np.int32(limit)), 0)
-        codes, score = np.asarray(won.codes)[: int(won.lengths)], float(won.scores)
-        expected, best, stopped = beams_by_hand(model.table, cfg, beams, limit, penalty)
+        codes, score, ended = beams_of_ours(model, replace(sampling, length_penalty=penalty), limit)
+        expected, best, stopped = beams_by_hand(model.table, model.cfg, beams, limit, penalty)
         assert codes.tolist() == expected
         assert score == pytest.approx(best, rel=1e-5)
-        assert (len(codes) < limit) == bool(won.stopped) == stopped
+        assert (len(codes) < limit) == ended == stopped
         outcomes[stopped] += 1
     assert min(outcomes[True], outcomes[False]) >= 3
+
+
+@pytest.mark.parametrize("beams", [2, 3])
+def test_too_few_possible_continuations_change_no_result(beams):
+    """Sampled with two possible codes per beam, so that all are drawn and the missing ones are filled up.
+
+    The reference fills up with impossible codes, ours with beams that do not count yet: neither wins, and the search
+    ends neither sooner nor later.
+    """
+    sampling = Sampling(beams, top_k=2, top_p=1.0, temperature=1.0, repetition_penalty=1.0)
+    outcomes, rng = Counter(), np.random.default_rng(0)
+    for seed in range(60):
+        model, limit, penalty = Bigram(seed), (12, 5, 3)[seed % 3], (0.0, 1.0, 3.0, -1.0, -3.0)[seed % 5]
+        codes, score, ended = beams_of_ours(model, replace(sampling, length_penalty=penalty), limit)
+        found = [beams_by_hand(model.table, model.cfg, beams, limit, penalty, 2, rng) for _ in range(3)]
+        for expected, best, stopped in found:
+            assert codes.tolist() == expected
+            assert score == pytest.approx(best, rel=1e-5)
+            assert ended == stopped
+        outcomes[ended] += 1
+    assert min(outcomes[True], outcomes[False]) >= 3
+
+
+def test_a_beam_that_does_not_count_never_wins():
+    """Nor where a length penalty of -10 makes every long hypothesis worse than a short one at -1e9."""
+    sampling = Sampling(3, top_k=2, top_p=1.0, temperature=1.0, repetition_penalty=1.0, length_penalty=-10.0)
+    worse = 0
+    for seed in range(60):
+        model = Bigram(seed)
+        codes, score, ended = beams_of_ours(model, sampling, 12)
+        path = [*codes, model.cfg.stop_code] if ended else codes
+        chances = jax.nn.log_softmax(model.table)[np.array([model.cfg.start_code, *path[:-1]]), np.array(path)]
+        assert score == pytest.approx(float(chances.sum()) * len(path) ** 10, rel=1e-4)
+        worse += score < -1e9
+    assert worse > 3
 
 
 def reference_chain(scores, seen, sampling):
@@ -370,7 +424,7 @@ def test_bad_settings_are_refused(bad):
 
 @pytest.mark.parametrize("capacity", [256, 512])
 def test_a_cache_is_compacted_in_little_more_than_its_own_memory(monkeypatch, capacity):
-    """Layer by layer: beside the new cache there is one old layer, whether it stays as large or grows."""
+    """Layer by layer: beside the new cache there are two old layers, whether it stays as large or grows."""
     cfg = gpt.GPTConfig(64, 8, 4, text_vocabulary=8, code_vocabulary=16, start_code=14, stop_code=15)
     state = decoding.empty(cfg, 2, 3, 256, jnp.dtype(jnp.float32))
     visible = np.random.default_rng(0).random((2, 3, 256)) < 0.05
@@ -393,7 +447,7 @@ def test_a_cache_is_compacted_in_little_more_than_its_own_memory(monkeypatch, ca
     monkeypatch.setattr(decoding, "compact", watched)
     moved = decoding._with_headroom(state, 1000, capacity)
     assert moved.caches[0].k.shape[3] == capacity
-    assert max(bytes_alive) == len(caches) * layer * capacity // 256 + layer
+    assert max(bytes_alive) == len(caches) * layer * capacity // 256 + 2 * layer
     seen = visible.any(axis=1)
     assert moved.filled.tolist() == seen.sum(axis=1).tolist()
     for b, n in enumerate(seen.sum(axis=1)):

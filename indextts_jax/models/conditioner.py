@@ -40,7 +40,7 @@ class ConditionerConfig:
 
 
 class Affine(nn.Module):
-    """The parameters of a linear map, for one who multiplies himself."""
+    """The kernel and bias of a linear map, for callers that multiply by themselves."""
 
     shape: tuple[int, ...]
 

@@ -175,7 +175,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array 
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
-    """Of any number of heads: q [..., Q, H], k and v [..., K, H], mask and bias against [..., Q, K] -> [..., Q, H]."""
+    """`attend`, heads first: q [..., Q, H], k and v [..., K, H], mask and bias against [..., Q, K] -> [..., Q, H]."""
     scores = jnp.einsum("...qh,...kh->...qk", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
@@ -186,11 +186,11 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None
 
 
 def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
-    """One head of one row after another, so that its scores stay in a CPU's cache: half the time. q [B, N, Q, H] ..."""
+    """`_attend` for one head of one row after another, so that the scores stay in a CPU's cache: half the time."""
     B, N = q.shape[:2]
 
     def part(x: Array | None, i: Array) -> Array | None:
-        """What row i // N and head i % N see of mask or bias; an axis of one is there for all."""
+        """The part of mask or bias for row i // N and head i % N; an axis of size 1 is shared."""
         if x is None:
             return None
         for at in (i // N, i % N):
