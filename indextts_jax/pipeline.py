@@ -1,13 +1,12 @@
-"""The whole system, top to bottom: a recording becomes a Voice, a text in that voice becomes Audio.
+"""The whole system: texts and voices become audio.
 
-    model = checkpoint.load("model")
+    model = load("model")
     voice = listen(model.params, model.cfg, audio.load_speaker("voice.wav"))
     [speech] = speak(model.params, model.cfg, [model.text.analyse("Hello.")], [voice], [0])
 
-`listen` and `speak` work on lists and lengths at the host; what they call are pure functions of arrays, and `render`,
-from codes to samples, is one of them: differentiable in everything that is not an integer.
+`speak` works on lists and lengths at the host; what it calls are pure functions of arrays (`decoding.py`, `render.py`).
 
-Dimensions: B batch, X text ids, L latents, C codes, P prompt frames, F target frames, M mels, K content width, D width.
+Dimensions: B batch, C codes, P prompt frames, F target frames, M mels, D width.
 """
 
 import logging

@@ -199,7 +199,7 @@ def test_a_weight_that_the_disk_changed_is_found(tiny, copy):
     expected = f"{path}: damaged, its content is not what was written; convert the model again"
     assert refused(copy) == expected
     assert checkpoint.verify(copy) == [expected]
-    assert set(checkpoint.load(copy, components=[SMALL], check=False).params) == {SMALL}
+    assert set(load(copy, components=[SMALL], check=False).params) == {SMALL}
 
 
 def test_what_is_read_besides_weights_is_checked(copy):

@@ -614,7 +614,8 @@ def test_other_files_are_understood_before_anything_is_written(folder, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("component", "size", "name"), [("gpt", "texts", r"bpe\.model"), ("qwen3", "vocabulary", r"tokenizer\.json")]
+    ("component", "size", "name"),
+    [("gpt", "text_vocabulary", r"bpe\.model"), ("qwen3", "vocabulary", r"tokenizer\.json")],
 )
 def test_a_vocabulary_of_another_model_is_refused(tiny, folder, tmp_path, monkeypatch, component, size, name):
     cfg = dataclasses.replace(tiny.cfg, **{component: dataclasses.replace(getattr(tiny.cfg, component), **{size: 10})})

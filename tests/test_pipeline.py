@@ -135,7 +135,7 @@ def test_parameters_of_numpy_and_seeds_do_as_well(model, voice):
         np.testing.assert_array_equal(ours, expected)
     options, felt = Options(Sampling(beams=2), max_codes=20, steps=2), Emotion([0.3] * 8, seed=1)
     speech = speak(model, "One small test.", voice, jax.random.key(3), options, felt=felt)
-    other = speak(model._replace(params=host), "One small test.", again, 3, options, felt=felt)
+    other = speak(replace(model, params=host), "One small test.", again, 3, options, felt=felt)
     np.testing.assert_array_equal(speech.segments[0].codes, other.segments[0].codes)
     np.testing.assert_array_equal(speech.samples, other.samples)
     ids, lengths = text_batch(model.cfg, [model.text.analyse("One small test.").ids])
