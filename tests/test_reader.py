@@ -6,8 +6,9 @@ import pytest
 
 from debug.golden import FIXTURES
 from indextts_jax import checkpoint
+from indextts_jax.buckets import QUESTION
 from indextts_jax.emotion import NAMES
-from indextts_jax.reader import PROMPT, answer_in, understand
+from indextts_jax.reader import LONGEST, PROMPT, answer_in, understand
 
 pytestmark = pytest.mark.whole
 
@@ -48,3 +49,14 @@ def test_what_was_thought_is_left_out(reader):
     answers = {(happy, thought, happy): "a", (happy, thought, thought): "", (happy,): "a"}
     for ids, expected in answers.items():
         assert answer_in(reader.tokenizer, list(ids)) == expected
+
+
+def test_a_long_text_is_cut_and_said_so(reader, caplog):
+    """20,000 letters took 13 GB: no more is asked than fits the last rung of questions."""
+    long = "I am so glad today! " * 5000
+    cut = reader._cut(long)
+    assert long.startswith(cut)
+    assert 0.9 * LONGEST <= len(reader.tokenizer.encode(cut).ids) <= LONGEST
+    assert len(reader.tokenizer.encode(PROMPT.format(text=cut)).ids) <= QUESTION[-1]
+    assert f"first {len(cut)} characters of a text; this one has {len(long)}" in caplog.text
+    assert reader._cut("I am so glad today!") == "I am so glad today!"
