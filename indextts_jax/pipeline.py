@@ -251,11 +251,14 @@ def _check_given(cfg: Config, item: _Item) -> None:
             raise Error(f"the {name} given for {item.name} must be finite, but hold NaN or infinite numbers")
         taken[name] = array
     item.given = Given(**taken)
+    if item.given.mel is not None:
+        return
     if item.given.codes is not None:
-        item.codes = item.given.codes.astype(np.int32)
+        item.codes = item.given.codes
         if len(item.codes) > cfg.gpt.most_codes:
             raise Error(f"{len(item.codes)} codes are given for {item.name}, but the model takes {cfg.gpt.most_codes}")
         _check_codes(cfg, item)
+        item.codes = item.codes.astype(np.int32)
     if item.given.latents is not None and len(item.given.latents) != len(item.codes):
         raise Error(
             f"{len(item.given.latents)} latents are given for {item.name} beside {len(item.codes)} codes: give as many"
@@ -281,6 +284,7 @@ def _check_codes(cfg: Config, item: _Item) -> None:
 
 
 def _check_finite(stage: str, item: _Item, array: np.ndarray) -> None:
+    """Raise ValueError where a stage gave what is no speech."""
     if not np.isfinite(array).all():
         raise Error(
             f"stage {stage} of {item.name} gave NaN or infinite numbers: look for such numbers in its voice, its "

@@ -201,6 +201,7 @@ def test_given_stages_replace_their_own(model, voice):
         ({"codes": [1.0, 2.0]}, "are float64, but must be integers"),
         ({"codes": "ab"}, "codes given for segment 1 of 1 must have shape"),
         ({"codes": [1] * 500}, "500 codes are given for segment 1 of 1, but the model takes 400"),
+        ({"codes": [1, 2**32]}, "lie between 1 and 4294967296"),
         ({"codes": [1, 128]}, "codes of segment 1 of 1 lie between 1 and 128"),
         ({"codes": [1, 2], "latents": np.zeros((2, 5))}, r"must have shape \[C, 96\], not \(2, 5\)"),
         ({"codes": [1, 2], "latents": np.zeros((3, 96))}, "3 latents are given for segment 1 of 1 beside 2 codes"),
