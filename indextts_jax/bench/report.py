@@ -16,7 +16,10 @@ GROUPS = {
     "w2v-BERT": ("w2v-BERT features", "w2v-BERT"), "RepCodec": ("RepCodec",),
     "CAMPPlus": ("CAMPPlus features", "CAMPPlus"), "mel": ("mel",),
     "conditioners": ("speaker latents", "emotion vector"),
-    "codes": ("prefix", "empty cache", "prefill", "admission", "decoding", "compacting the cache"),
+    "codes": (
+        "prefix", "empty cache", "prefill", "admission", "decoding", "slots to keep", "compacting the cache",
+        "winning codes",
+    ),
     "second pass": ("second pass",),
     "content": ("prompt content", "code embeddings", "content"),
     "flow": ("noise", "joining prompt and target", "flow"), "BigVGAN": ("BigVGAN",),
