@@ -44,3 +44,11 @@ def parameters(component: str, cfg: Any, seed: int = 0) -> Any:
 def normal(seed: int, *shape: int) -> np.ndarray:
     """Standard normal numbers, float32."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def speech(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
+    """Tones that come and go over faint noise: loud and quiet bands side by side, [N] float32."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    tones = sum(np.sin(2 * np.pi * f * time) * (1 + np.sin(2 * np.pi * 3 * time + f)) for f in (180, 410, 1230))
+    return (0.1 * tones + 1e-4 * rng.standard_normal(len(time))).astype(np.float32)

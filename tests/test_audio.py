@@ -8,39 +8,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 import soxr
 
-from debug.golden import FIXTURES, TOLERANCE, absolute, golden
+from debug.golden import FIXTURES, absolute, golden
 from indextts_jax import audio
 from indextts_jax.files import FileError
+from tests.small import speech
 
 RECORDINGS = FIXTURES / "audio"
-FRONT_END = TOLERANCE["front end"]
-REFERENCE_ROUNDING = TOLERANCE["front end rounding"]
-
-
-def speech(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
-    """Tones that come and go over faint noise: loud and quiet bands side by side, [N] float32."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(round(seconds * rate)) / rate
-    tones = sum(np.sin(2 * np.pi * f * time) * (1 + np.sin(2 * np.pi * 3 * time + f)) for f in (180, 410, 1230))
-    return (0.1 * tones + 1e-4 * rng.standard_normal(len(time))).astype(np.float32)
-
-
-def padded(rows: list[np.ndarray], extra: int = 0, fill: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    batch = np.full((len(rows), max(map(len, rows)) + extra), fill, np.float32)
-    for line, row in zip(batch, rows, strict=True):
-        line[: len(row)] = row
-    return jnp.asarray(batch), jnp.asarray([len(row) for row in rows])
-
-
-def one(samples: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    return padded([samples])
 
 
 def test_speaker_recording_equals_reference():

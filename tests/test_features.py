@@ -17,18 +17,11 @@ from indextts_jax.features import (
     slaney_filterbank,
     w2vbert_features,
 )
+from tests.small import speech
 
 RECORDINGS = FIXTURES / "audio"
 FRONT_END = TOLERANCE["front end"]
 REFERENCE_ROUNDING = TOLERANCE["front end rounding"]
-
-
-def speech(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
-    """Tones that come and go over faint noise: loud and quiet bands side by side, [N] float32."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(round(seconds * rate)) / rate
-    tones = sum(np.sin(2 * np.pi * f * time) * (1 + np.sin(2 * np.pi * 3 * time + f)) for f in (180, 410, 1230))
-    return (0.1 * tones + 1e-4 * rng.standard_normal(len(time))).astype(np.float32)
 
 
 def padded(rows: list[np.ndarray], extra: int = 0, fill: float = 0.0) -> tuple[jax.Array, jax.Array]:
