@@ -40,7 +40,7 @@ def read(path: Path) -> Any:
         return yaml.load(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        if "nesting depth" in (error.problem or ""):  # libyaml from PyYAML 6.0.4 on, before the event that we would refuse
+        if "nesting depth" in (error.problem or ""):  # of libyaml since PyYAML 6.0.4, which reads ahead of its events
             place = f"line {mark.line + 1}: " if mark else ""
             raise YamlError(f"{path}: {place}nested more than {MAX_DEPTH} deep") from error
         line = f", line {mark.line + 1}" if mark else ""
