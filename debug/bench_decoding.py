@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from debug.golden import FIXTURES
-from indextts_jax import audio, decoding, models, pipeline
+from indextts_jax import audio, decoding, drawing, models, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.model import load
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, Prefix
-from indextts_jax.pipeline import Options
 from indextts_jax.render import gather, text_batch
+from indextts_jax.request import Options
 from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import listen
 
@@ -45,7 +45,7 @@ def step_seconds(params: Any, cfg: GPTConfig, batch: int, beams: int, steps: int
     rows = np.random.default_rng(0).normal(size=(batch, 67, cfg.width)) * 0.1  # 30 text ids and 37 positions more
     prefix = Prefix(jnp.asarray(rows, params["head"]["weight"].dtype), jnp.full(batch, 67))
     keys, few = list(jax.random.split(jax.random.key(0), batch)), decoding.CHUNK + 1
-    run = partial(decoding.generate, params, cfg, prefix, keys, Sampling(beams=beams))
+    run = partial(drawing.generate, params, cfg, prefix, keys, Sampling(beams=beams))
     return (seconds(lambda: run(few + steps), repeat) - seconds(lambda: run(few), repeat)) / steps
 
 
@@ -76,7 +76,7 @@ def batches_table(options: argparse.Namespace) -> None:
             ids, lengths = text_batch(model.cfg, [texts[i].ids for i in rows])
             voices = gather([voice] * len(rows))
             prefix = gpt.prefix(params["gpt"], model.cfg.gpt, voices.latents, voices.emotion, ids, lengths)
-            codes = decoding.generate(params["gpt"], model.cfg.gpt, prefix, some, sampling, options.max_codes, batch)
+            codes = drawing.generate(params["gpt"], model.cfg.gpt, prefix, some, sampling, options.max_codes, batch)
             return [(int(n), n / 50) for n in codes.lengths]
         settings = Options(sampling, options.max_codes, 1, steps=options.flow_steps, batch=batch)
         made = pipeline.speak(params, model.cfg, [texts[i] for i in rows], [voice] * len(rows), some, settings)

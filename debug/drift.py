@@ -16,9 +16,9 @@ from indextts_jax import audio, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.model import Model, load
 from indextts_jax.models import gpt
-from indextts_jax.pipeline import Given, Options, Voice
 from indextts_jax.render import text_batch
-from indextts_jax.voice import listen
+from indextts_jax.request import Given, Options
+from indextts_jax.voice import Voice, listen
 
 TEXT = "Hello world, this is a small test of the speech system."
 

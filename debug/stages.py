@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from debug.follow import Case, Comparison, Row, follow, same, swapped
-from indextts_jax import audio, decoding, emotion, features, pipeline, reader
+from indextts_jax import audio, decoding, drawing, emotion, features, pipeline, reader
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, qwen3, repcodec, s2mel, w2vbert
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.layers import Dense, LayerNorm, apply
-from indextts_jax.pipeline import Given, Options
+from indextts_jax.request import Given, Options
 from indextts_jax.text import split
 from indextts_jax.voice import feel, hear, listen
 
@@ -355,18 +355,18 @@ def _drawn(case: Case, at: str, prefix: Prefix) -> Iterator[Comparison]:
         return
     params, cfg = case.model.params["gpt"], case.model.cfg.gpt
     limit = case.meta.get("max_mel", codes.shape[1])
-    drawn = decoding.generate(params, cfg, prefix, [jax.random.key(0)], sampling, limit)
+    drawn = drawing.generate(params, cfg, prefix, [jax.random.key(0)], sampling, limit)
     yield Comparison("gpt", "generate", f"{at}.codes", drawn.codes[:, : codes.shape[1]], codes, None)
     if sampling.beams == 1:
         return
     golden, keys = case.golden, jax.random.key_data(jax.random.key(0))[None]
     yield Comparison("gpt", "generate", key := f"{at}.sequence_score", drawn.scores, golden[key], "block")
-    capacity = int(prefix.lengths[0]) + sampling.beams * (limit + decoding.CHUNK)
-    state = decoding.empty(cfg, 1, sampling.beams, capacity, np.float32)
+    blocks = -(-(int(prefix.lengths[0]) + sampling.beams * (limit + decoding.CHUNK)) // decoding.BLOCK)
+    state = decoding.empty(cfg, sampling, 1, blocks, np.float32)
     logits, caches = gpt.prefill(params, cfg, prefix)
     place, most = np.array([0]), np.int32(limit)
     state = decoding.admit(cfg, state, prefix.lengths, logits, caches, place, keys, sampling, most)
-    state = decoding.advance(params, cfg, state, sampling, most, np.bool_(False))
+    state = decoding.advance(params, cfg, state, np.bool_(False), most)
     steps = int(state.counts[0])
     for name, ours, allowed in zip(("tokens", "parents", "scores"), state.trace, (None, None, "block"), strict=True):
         ours = np.asarray(ours[0, :steps])

@@ -19,7 +19,7 @@ _PLACES = {
     "Emotion": "emotion",
     "Error": "errors",
     "Model": "model",
-    "Options": "pipeline",
+    "Options": "request",
     "Sampling": "decoding",
     "Voice": "voice",
     "load": "model",
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from indextts_jax.emotion import Emotion
     from indextts_jax.errors import Error
     from indextts_jax.model import Model, load
-    from indextts_jax.pipeline import Audio, Options
+    from indextts_jax.pipeline import Audio
+    from indextts_jax.request import Options
     from indextts_jax.voice import Voice, save_voice
 
 

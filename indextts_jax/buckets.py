@@ -7,10 +7,9 @@ recordings 3 to 6 s) they stand closer.
 
 TEXT = (16, 32, 48, 64, 96, 128)  # text ids of a segment
 QUESTION = (64, 128, 256, 512, 1024)  # tokens of a question to Qwen
-PREFIX = (56, 72, 88, 104, 136, 168)  # what decoding begins with: a text and 37 slots more at official size
 CODES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 640, 768, 1024, 1536)  # 50 per second of speech
 BATCH = (1, 2, 4, 8, 16, 32, 64)  # rows of a batch
-CACHE = (256, 512, 1024, 1664)  # slots of the key-value cache: paid for at every step
+BLOCKS = (1, 2, 4, 7)  # of 256 slots of the key-value cache: paid for at every step
 SECONDS = (2, 3, 4, 5, 6, 8, 10, 12, 15)  # of a recording
 # Prompt and target together, of which the flow's cost is more than linear: finer than the others.
 FRAMES = (*range(192, 768, 64), *range(768, 1536, 128), *range(1536, 3073, 256))

@@ -1,37 +1,35 @@
 """How codes are drawn: the reference's score processing and beams, in a scan over a preallocated cache.
 
-`generate` decodes many rows with a loop on the host, which gives the place of a finished row to the next one; `decode`
+Pure programs: `drawing.py` has the loop on the host that gives the place of a finished row to the next one; `decode`
 decodes a batch in one program. Steps are scanned in chunks inside a while loop, which returns to the host when a row
-has finished while another waits for a place, and when the cache is full. Each row has its own prefix, count and key:
-what it draws depends neither on its neighbours nor on when it was admitted.
+has finished while another waits for a place, and when the cache is full. Each row has its own prefix, count, key,
+settings and limit: what it draws depends neither on its neighbours nor on when it was admitted.
 
 Beams share one cache per row. Each step writes one slot per beam after those of the step before, and every beam
 remembers which slots are its own past: reordering beams reorders these masks, and no key or value moves. Slots that no
-beam sees any more are dropped when the cache is full.
+beam sees any more are dropped every `COMPACT` steps of a row: when that is depends on the row alone, so that the order
+in which its attention adds up does too.
 
 Dimensions: B rows decoded at once, K beams, C codes, V code vocabulary, S cache slots.
 """
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding
 
-from indextts_jax import buckets, seeds
+from indextts_jax import seeds
 from indextts_jax.errors import Error
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, LayerCache, Prefix
 from indextts_jax.models.layers import valid
 
+BLOCK = 256  # slots of the cache that lie together: it grows by whole blocks
 CHUNK = 16  # steps between two looks at whether rows have finished
-HEADROOM = 64  # steps for which a compacted cache has free slots at least: the cost of compacting is spread over them
+COMPACT = 64  # steps of a row after which the slots that none of its beams sees are dropped; a multiple of CHUNK
 UNLIKELY = -1e9  # running score of all beams but the first before the first step, so that they do not count yet
 
 
@@ -42,7 +40,10 @@ UNLIKELY = -1e9  # running score of all beams but the first before the first ste
 )
 @dataclass(frozen=True)
 class Sampling:
-    """The reference's settings. Another `beams`, `sample` or `top_k` compiles anew, the others do not."""
+    """The reference's settings.
+
+    Another `beams`, `sample` or `top_k` compiles anew; the others do not: they are numbers, or arrays [B], one per row.
+    """
 
     beams: int = 3
     sample: bool = True  # False: the best code, or plain beam search
@@ -66,7 +67,7 @@ class Sampling:
 
 
 class Codes(NamedTuple):
-    """What was drawn, row by row; numpy arrays where `generate` gives it."""
+    """What was drawn, row by row; numpy arrays where `drawing.generate` gives it."""
 
     codes: Any  # [N, C] int32, C the most there can be; the stop code past a row's length
     lengths: Any  # [N] int32, stop code not counted
@@ -93,7 +94,7 @@ class Hypotheses(NamedTuple):
 class State(NamedTuple):
     """Everything that one step hands to the next."""
 
-    caches: tuple[LayerCache, ...]  # of [B, heads, head width, S]
+    caches: tuple[tuple[LayerCache, ...], ...]  # of each layer: blocks of [B, heads, head width, BLOCK], S in all
     visible: Array  # [B, K, S] bool, the slots that a beam sees
     filled: Array  # [B] int32, slots in use
     counts: Array  # [B] int32, steps taken
@@ -103,6 +104,8 @@ class State(NamedTuple):
     trace: Trace
     hypotheses: Hypotheses
     keys: Array  # [B, words] uint32, key data
+    sampling: Sampling  # of arrays [B] float32
+    limits: Array  # [B] int32, the most steps of a row
 
 
 # ---- one decision ---------------------------------------------------------------------------------------------------
@@ -111,21 +114,27 @@ class State(NamedTuple):
 def process(scores: Array, seen: Array, sampling: Sampling) -> Array:
     """The reference's chain: repetition penalty, and when sampling temperature, top-k and top-p.
 
-    scores [..., V] float32, seen [..., V] bool -> [..., V] float32, −inf where removed. Equal scores stay or go
-    together. With beams at least two are kept.
+    scores [B, ..., V] float32, seen [B, ..., V] bool -> [B, ..., V] float32, −inf where removed. Equal scores stay or
+    go together. With beams at least two are kept.
     """
-    penalty = jnp.asarray(sampling.repetition_penalty, scores.dtype)
+
+    def each(value: float | Array) -> Array:
+        """A number, or one per row [B], against the scores."""
+        array = jnp.asarray(value, scores.dtype)
+        return array.reshape(array.shape + (1,) * (scores.ndim - 1)) if array.ndim else array
+
+    penalty = each(sampling.repetition_penalty)
     scores = jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
     if not sampling.sample:
         return scores
-    scores = scores / jnp.asarray(sampling.temperature, scores.dtype)
+    scores = scores / each(sampling.temperature)
     least = 2 if sampling.beams > 1 else 1
     k = min(max(sampling.top_k, least) if sampling.top_k else scores.shape[-1], scores.shape[-1])
     # Descending. As rows: of more axes a TPU would sort everything.
     best = jax.lax.top_k(scores.reshape(-1, scores.shape[-1]), k)[0].reshape(*scores.shape[:-1], k)
     # Ascending sums as the reference takes them: whatever lies in the lower 1 - p goes, but never the best.
     tail = jnp.cumsum(jax.nn.softmax(best, axis=-1)[..., ::-1], axis=-1)[..., ::-1]
-    kept = tail > 1.0 - jnp.asarray(sampling.top_p, scores.dtype)
+    kept = tail > 1.0 - each(sampling.top_p)
     kept = kept | (jnp.arange(k) < least).reshape((1,) * (kept.ndim - 1) + (k,))
     lowest = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scores < lowest, -jnp.inf, scores)
@@ -184,9 +193,10 @@ def _enter(hypotheses: Hypotheses, scores: Array, lengths: Array, beams: Array, 
     return Hypotheses(*map(replace, hypotheses, (scores, lengths, beams)))
 
 
-def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, limit: Array) -> State:
+def _decide(state: State, logits: Array, cfg: GPTConfig) -> State:
     """Choose the next code of each beam from `logits` [B, K, V], in the rows that are not done."""
     B, K, _ = logits.shape
+    sampling = state.sampling
     rows = jnp.arange(B)
     active = ~state.done
     keys = jax.vmap(jax.random.fold_in)(seeds.wrap(state.keys), state.counts)
@@ -211,7 +221,7 @@ def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, lim
         going = jnp.argsort(stops, axis=-1, stable=True)[:, :K]  # the best K that go on; at most K of 2K stop
         running, parents, codes = (jnp.take_along_axis(a, going, axis=1) for a in (scores, beams, codes))
         visible, seen = (jnp.take_along_axis(a, parents[:, :, None], axis=1) for a in (visible, seen))
-    cut = active & ~done & (counts >= limit)
+    cut = active & ~done & (counts >= state.limits)
     for beam in range(K):
         hypotheses = _enter(hypotheses, running[:, beam] / norm, counts, jnp.full(B, beam), cut)
 
@@ -238,37 +248,51 @@ def _decide(state: State, logits: Array, sampling: Sampling, cfg: GPTConfig, lim
 # ---- many steps -----------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("cfg", "rows", "beams", "capacity", "dtype"))
-def empty(cfg: GPTConfig, rows: int, beams: int, capacity: int, dtype: jnp.dtype) -> State:
-    """A state whose `rows` places are all free."""
-    B, K, S, C = rows, beams, capacity, cfg.most_codes
-    caches = tuple(
-        LayerCache(*(jnp.zeros((B, cfg.heads, cfg.width // cfg.heads, S), dtype) for _ in range(2)))
-        for _ in range(cfg.layers)
-    )
+@partial(jax.jit, static_argnames=("cfg", "rows", "blocks", "dtype"))
+def empty(cfg: GPTConfig, sampling: Sampling, rows: int, blocks: int, dtype: jnp.dtype) -> State:
+    """A state whose `rows` places are all free, for rows that are drawn by `sampling`'s beams, sample and top_k."""
+    B, K, S, C = rows, sampling.beams, blocks * BLOCK, cfg.most_codes
+    caches = tuple(tuple(_block(cfg, B, dtype) for _ in range(blocks)) for _ in range(cfg.layers))
     counts, whole, part = jnp.zeros(B, jnp.int32), jnp.zeros((B, C, K), jnp.int32), jnp.zeros((B, K), jnp.float32)
     visible, seen = jnp.zeros((B, K, S), bool), jnp.zeros((B, K, cfg.code_vocabulary), bool)
     return State(
         caches, visible, counts, counts, counts == 0, seen, part,
         Trace(whole + cfg.stop_code, whole, whole.astype(jnp.float32)),
         Hypotheses(part, part.astype(jnp.int32) - 1, part.astype(jnp.int32)),
-        jnp.zeros((B, seeds.WORDS), jnp.uint32),
+        jnp.zeros((B, seeds.WORDS), jnp.uint32), _per_row(sampling, B), counts,
     )  # fmt: skip
+
+
+def _block(cfg: GPTConfig, rows: int, dtype: jnp.dtype) -> LayerCache:
+    """A block of free slots."""
+    return LayerCache(*(jnp.zeros((rows, cfg.heads, cfg.width // cfg.heads, BLOCK), dtype) for _ in range(2)))
+
+
+@partial(jax.jit, static_argnames=("cfg", "blocks"))
+def more(cfg: GPTConfig, state: State, blocks: int) -> tuple[tuple[LayerCache, ...], ...]:
+    """As many free blocks for the cache of every layer."""
+    B, dtype = state.done.shape[0], state.caches[0][0].k.dtype
+    return tuple(tuple(_block(cfg, B, dtype) for _ in range(blocks)) for _ in range(cfg.layers))
+
+
+def _per_row(sampling: Sampling, rows: int) -> Sampling:
+    return jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (rows,)), sampling)
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="state")
 def admit(
     cfg: GPTConfig, state: State, lengths: Array, logits: Array, caches: tuple[LayerCache, ...], rows: Array,
-    keys: Array, sampling: Sampling, limit: Array,
+    keys: Array, sampling: Sampling, limits: Array,
 ) -> State:  # fmt: skip
     """Put prefilled prefixes into places of the state, and draw the first code of each.
 
     lengths [A] of the prefixes, logits [A, V] and caches of P slots from `gpt.prefill`, rows [A]: the places, where one
-    past the last marks a prefix that is padding; keys [A, words] as data.
+    past the last marks a prefix that is padding; keys [A, words] as data; sampling as the state's, of numbers or arrays
+    [A]; limits [A] int32, or one for all.
     """
-    A, P = logits.shape[0], caches[0].k.shape[3]
+    A = logits.shape[0]
     K, S = state.visible.shape[1:]
-    new = empty(cfg, A, K, S, caches[0].k.dtype)
+    new = empty(cfg, sampling, A, S // BLOCK, caches[0].k.dtype)
     # The reference counts its prompt as generated: ones and the start code stand for it, and are penalised.
     seen = new.seen.at[..., jnp.array([1, cfg.start_code])].set(True)
     visible = jnp.broadcast_to(valid(lengths, S)[:, None], (A, K, S))
@@ -276,20 +300,28 @@ def admit(
         # done: none of them, but computed, so that under shard_map the whole state varies as the rows do
         caches=(), visible=visible, filled=lengths, done=lengths < 0, seen=seen, keys=keys,
         scores=jnp.broadcast_to(jnp.where(jnp.arange(K) == 0, 0.0, UNLIKELY)[None], (A, K)),
+        limits=jnp.broadcast_to(jnp.asarray(limits, jnp.int32), (A,)),
     )  # fmt: skip
     V = logits.shape[-1]
-    new = _decide(new, jnp.broadcast_to(logits[:, None], (A, K, V)), sampling, cfg, limit)
+    new = _decide(new, jnp.broadcast_to(logits[:, None], (A, K, V)), cfg)
     places = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state._replace(caches=()), new)
-    filled = jax.tree.map(lambda old, new: old.at[rows, :, :, :P].set(new, mode="drop"), state.caches, caches)
-    return places._replace(caches=filled)
+
+    def fill(blocks: tuple[LayerCache, ...], cache: LayerCache) -> tuple[LayerCache, ...]:
+        """The slots of the prefixes into the first blocks of a layer."""
+        filled = []
+        for i, block in enumerate(blocks):
+            parts = (array[..., i * BLOCK : (i + 1) * BLOCK] for array in cache)
+            pairs = zip(block, parts, strict=True)
+            filled.append(LayerCache(*(old.at[rows, :, :, : new.shape[3]].set(new, mode="drop") for old, new in pairs)))
+        return tuple(filled)
+
+    return places._replace(caches=tuple(map(fill, state.caches, caches)))
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="state")
-def advance(params: dict, cfg: GPTConfig, state: State, sampling: Sampling, limit: Array, waiting: Array) -> State:
-    """Take steps until every row is done, until a row becomes done while others are `waiting` for its place, or until
-    the next chunk might not fit into the cache.
-
-    limit [] int32 steps of a row, waiting [] bool.
+def advance(params: dict, cfg: GPTConfig, state: State, waiting: Array, chunks: Array) -> State:
+    """Take steps until every row is done, until a row becomes done while others are `waiting` [] bool for its place,
+    until the next chunk might not fit into the cache, or for `chunks` [] int32 of them.
     """
     K, S = state.visible.shape[1:]
     busy = ~state.done
@@ -302,49 +334,57 @@ def advance(params: dict, cfg: GPTConfig, state: State, sampling: Sampling, limi
         logits, caches = gpt.step(params, cfg, state.caches, last, state.filled, state.counts + 1, visible)
         filled = jnp.where(state.done, state.filled, state.filled + K)
         state = state._replace(caches=caches, visible=visible, filled=filled)
-        return _decide(state, logits, sampling, cfg, limit), None
+        return _decide(state, logits, cfg), None
 
-    def more(state: State) -> Array:
-        fits = state.filled + K * jnp.minimum(CHUNK, limit - state.counts) <= S
+    def more(carry: tuple[State, Array]) -> Array:
+        state, taken = carry
+        fits = state.filled + K * jnp.minimum(CHUNK, state.limits - state.counts) <= S
         freed = waiting & (busy & state.done).any()
-        return (~state.done).any() & (fits | state.done).all() & ~freed
+        return (taken < chunks) & (~state.done).any() & (fits | state.done).all() & ~freed
 
-    return jax.lax.while_loop(more, lambda state: jax.lax.scan(one, state, length=CHUNK)[0], state)
+    def chunk(carry: tuple[State, Array]) -> tuple[State, Array]:
+        return _compact(jax.lax.scan(one, carry[0], length=CHUNK)[0]), carry[1] + 1
 
-
-class Kept(NamedTuple):
-    """The slots that a beam sees, moved to the front of a cache."""
-
-    order: Array  # [B, slots] int32, where each slot comes from
-    visible: Array  # [B, K, capacity] bool
-    filled: Array  # [B] int32
+    return jax.lax.while_loop(more, chunk, (state, jnp.int32(0)))[0]
 
 
-@partial(jax.jit, static_argnames="capacity")
-def keep(visible: Array, capacity: int) -> Kept:
-    """Which slots stay, of those that the beams see [B, K, S], in a cache of `capacity` slots."""
-    seen = visible.any(axis=1)
-    order = jnp.argsort(~seen, axis=1, stable=True)[:, :capacity]
-    return Kept(order, _moved(visible, order[:, None], capacity), seen.sum(axis=1, dtype=jnp.int32))
+def _compact(state: State) -> State:
+    """Move the slots that some beam sees to the front, in the rows that have taken `COMPACT` steps since last time."""
+    K = state.visible.shape[1]
+    if K == 1:  # which sees all that was written
+        return state
+    due = ~state.done & ((state.counts - 1) % COMPACT == 0)
+    seen = state.visible.any(axis=1)
+    order = jnp.argsort(~seen, axis=1, stable=True)  # [B, S]
+    rows = jnp.argsort(~due, stable=True)
 
+    def move(i: Array, caches: tuple[tuple[LayerCache, ...], ...]) -> tuple[tuple[LayerCache, ...], ...]:
+        row = rows[i]
 
-@partial(jax.jit, static_argnames="capacity")
-def compact(cache: LayerCache, order: Array, capacity: int) -> LayerCache:
-    """One layer's cache in a new order, with `capacity` slots."""
-    return LayerCache(*(_moved(array, order[:, None, None], capacity) for array in cache))
+        def moved(*blocks: Array) -> tuple[Array, ...]:
+            own = jnp.concatenate([jax.lax.dynamic_slice_in_dim(block, row, 1) for block in blocks], axis=3)
+            own = jnp.split(jnp.take_along_axis(own, order[row][None, None, None], axis=3), len(blocks), axis=3)
+            put = jax.lax.dynamic_update_slice_in_dim
+            return tuple(put(block, part, row, axis=0) for block, part in zip(blocks, own, strict=True))
 
+        def layer(blocks: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+            return tuple(map(LayerCache, moved(*(b.k for b in blocks)), moved(*(b.v for b in blocks))))
 
-def _moved(array: Array, order: Array, capacity: int) -> Array:
-    """The last axis of an array in a new order, and padded to `capacity`."""
-    array = jnp.take_along_axis(array, order, axis=-1)
-    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, capacity - array.shape[-1])])
+        return tuple(map(layer, caches))
+
+    visible = jnp.take_along_axis(state.visible, order[:, None], axis=2)
+    return state._replace(
+        caches=jax.lax.fori_loop(0, due.sum(dtype=jnp.int32), move, state.caches),
+        visible=jnp.where(due[:, None, None], visible, state.visible),
+        filled=jnp.where(due, seen.sum(axis=1, dtype=jnp.int32), state.filled),
+    )
 
 
 @partial(jax.jit, static_argnames="cfg")
-def winners(cfg: GPTConfig, state: State, limit: Array) -> Codes:
+def winners(cfg: GPTConfig, state: State) -> Codes:
     """What the rows that are done have drawn, walked back through the beams from the best hypothesis of each.
 
-    Of equal hypotheses the last one wins. limit [] int32 steps, as in `advance`.
+    Of equal hypotheses the last one wins.
     """
     trace, K, rows = state.trace, state.hypotheses.scores.shape[1], jnp.arange(state.done.shape[0])
     winner = K - 1 - jnp.argmax(state.hypotheses.scores[:, ::-1], axis=1)
@@ -362,135 +402,34 @@ def winners(cfg: GPTConfig, state: State, limit: Array) -> Codes:
 
     codes = jnp.full_like(trace.codes[:, :, 0], cfg.stop_code)
     codes, _ = jax.lax.fori_loop(0, longest, back, (codes, beams))
-    return Codes(codes, lengths, lengths < limit, scores)
+    return Codes(codes, lengths, lengths < state.limits, scores)
 
 
 @partial(jax.jit, static_argnames=("cfg", "max_codes"))
 def decode(
     params: dict, cfg: GPTConfig, prefix: Prefix, keys: Array, sampling: Sampling, max_codes: int = 1500
 ) -> Codes:
-    """`generate` as one program, for `jit`, `vmap`, `shard_map` and reinforcement learning: -> Codes of JAX arrays.
+    """`drawing.generate` as one program, for `jit`, `vmap`, `shard_map` and reinforcement learning: -> Codes.
 
-    prefix of B rows, keys [B] typed; codes [B, most codes of the model]. The cache has slots for `max_codes` steps from
-    the start, and no row is drawn again: where many rows of different lengths are to be drawn, `generate` needs less
-    memory and time. Its rows are equal to those of `generate`.
+    prefix of B rows, keys [B] typed; sampling of numbers or arrays [B]; codes [B, most codes of the model]. The cache
+    has slots for `max_codes` steps from the start, and no row is drawn again: where many rows of different lengths are
+    to be drawn, `generate` needs less memory and time. Its rows are equal to those of `generate`.
     """
-    limit = _limit(cfg, sampling, max_codes)
+    limit = steps(cfg, sampling, max_codes)
     B, P, _ = prefix.embeddings.shape
     logits, caches = gpt.prefill(params, cfg, prefix)
-    state = empty(cfg, B, sampling.beams, P + sampling.beams * limit, prefix.embeddings.dtype)
-    rows, most = jnp.arange(B), jnp.int32(limit)
-    state = admit(cfg, state, prefix.lengths, logits, caches, rows, seeds.data(keys), sampling, most)
-    state = advance(params, cfg, state, sampling, most, jnp.array(False))
-    return winners(cfg, state, most)
+    blocks = -(-(P + sampling.beams * limit) // BLOCK)
+    state = empty(cfg, sampling, B, blocks, prefix.embeddings.dtype)
+    rows = jnp.arange(B)
+    state = admit(cfg, state, prefix.lengths, logits, caches, rows, seeds.data(keys), sampling, jnp.int32(limit))
+    return winners(cfg, advance(params, cfg, state, jnp.array(False), jnp.int32(limit)))
 
 
-def _limit(cfg: GPTConfig, sampling: Sampling, max_codes: int) -> int:
-    """The most steps of a row. Raises Error for settings that do not fit the model."""
+def steps(cfg: GPTConfig, sampling: Sampling, max_codes: int) -> int:
+    """The most steps of a row, the stop code counted. Raises Error for settings that do not fit the model."""
     if max_codes < 1:
         raise Error(f"max_codes is {max_codes}, but at least one code must be allowed")
     most = (cfg.code_vocabulary - 2) // 2
     if most < sampling.beams:
         raise Error(f"beams is {sampling.beams}, but a model of {cfg.code_vocabulary} codes takes at most {most}")
     return min(max_codes, cfg.most_codes)
-
-
-# ---- all rows -------------------------------------------------------------------------------------------------------
-
-
-def generate(
-    params: dict,
-    cfg: GPTConfig,
-    prefix: Prefix,
-    keys: Sequence[int | Array],
-    sampling: Sampling,
-    max_codes: int = 1500,
-    batch: int | None = None,
-    retries: int = 0,
-) -> Codes:
-    """Draw codes for every row of a prefix until it stops or has `max_codes`, the stop code counted.
-
-    prefix: of N rows (more are ignored); keys: N integer seeds or typed keys, as in `seeds.key`; a row's codes depend
-    on its own key alone. At most `batch` rows, rounded down to 1, 2, 4, 8, ..., are decoded at once (default: all), and
-    when one has finished the next takes its place. `max_codes` is cut to the positions that the model has. A row that
-    this limit cuts, or that stops at once, is drawn again up to `retries` times, each time with another key.
-    Reference: model_v2.py, inference_speech, and its transformers_beam_search.py.
-    """
-    limit = _limit(cfg, sampling, max_codes)
-    keys = [seeds.key(key) for key in keys]
-    N = len(keys)
-    K, B = sampling.beams, buckets.bucket(N, buckets.BATCH)
-    if batch is not None:
-        if batch < 1:
-            raise Error(f"batch is {batch}, but must be at least 1")
-        B = min(B, buckets.within(batch, buckets.BATCH))
-    most_codes, longest = np.int32(limit), int(np.max(prefix.lengths[:N]))
-    embeddings, lengths = map(np.asarray, prefix)
-    result = Codes(
-        np.full((N, cfg.most_codes), cfg.stop_code, np.int32), np.zeros(N, np.int32), np.zeros(N, bool),
-        np.zeros(N, np.float32),
-    )  # fmt: skip
-    least = longest + K * min(CHUNK, limit)  # slots
-    state = empty(cfg, B, K, buckets.bucket(least, buckets.CACHE), embeddings.dtype)
-    place = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    if place is not None and not isinstance(place, NamedSharding):
-        # As bound to a device as what comes of the weights: another program would be compiled for the first admission.
-        state = jax.device_put(state, place)
-    waiting = deque((item, 0) for item in range(N))
-    places: dict[int, tuple[int, int]] = {}  # row of the state -> item, attempt
-    while waiting or places:
-        free = [row for row in range(B) if row not in places][: len(waiting)]
-        if free:
-            chosen = [waiting.popleft() for _ in free]
-            places |= dict(zip(free, chosen, strict=True))
-            # Padded to a rung with rows that have no place.
-            more = buckets.bucket(len(free), buckets.BATCH) - len(free)
-            items = np.array([item for item, _ in chosen] + [chosen[0][0]] * more)
-            data = np.stack([_key(keys[item], attempt) for item, attempt in chosen + [chosen[0]] * more])
-            P = min(buckets.bucket(int(lengths[items].max()), buckets.PREFIX), state.visible.shape[2])
-            part = embeddings[items, :P]
-            part = np.pad(part, ((0, 0), (0, P - part.shape[1]), (0, 0)))
-            logits, caches = gpt.prefill(params, cfg, Prefix(jnp.asarray(part), jnp.asarray(lengths[items])))
-            rows = np.array(free + [B] * more, np.int32)
-            state = admit(cfg, state, lengths[items], logits, caches, rows, data, sampling, most_codes)
-        # A row may be done as soon as it is admitted: if another waits, its place is given away at once.
-        done = np.asarray(state.done) if waiting else None
-        if done is None or not done[list(places)].any():
-            state = advance(params, cfg, state, sampling, most_codes, np.bool_(len(waiting) > 0))
-            done = np.asarray(state.done)
-        finished = [row for row in places if done[row]]
-        if not finished:
-            state = _with_headroom(state, limit, least)
-            continue
-        found = jax.device_get(winners(cfg, state, most_codes))
-        for row in finished:
-            item, attempt = places.pop(row)
-            if (not found.stopped[row] or found.lengths[row] == 0) and attempt < retries:
-                waiting.append((item, attempt + 1))
-                continue
-            for every, new in zip(result, found, strict=True):
-                every[item] = new[row]
-    return result
-
-
-def _key(key: Array, attempt: int) -> np.ndarray:
-    """The data of an item's key: its own at first, another one for each time it is drawn again; see `seeds`."""
-    return np.asarray(seeds.data(jax.random.fold_in(key, seeds.ATTEMPT + attempt) if attempt else key))
-
-
-def _with_headroom(state: State, limit: int, least: int) -> State:
-    """Drop the slots that no beam sees, and make the cache larger if too few are free then; `least` slots in any case.
-
-    The given state is gone afterwards: caches are moved layer by layer, and each old layer is freed while the next one
-    is moved, so that the old cache and the new one never exist as a whole.
-    """
-    visible, counts, done = map(np.asarray, (state.visible, state.counts, state.done))
-    need = visible.any(axis=1).sum(axis=1) + visible.shape[1] * np.minimum(HEADROOM, limit - counts)
-    capacity = buckets.bucket(max(least, int(need[~done].max())), buckets.CACHE)
-    kept, caches = keep(state.visible, capacity), []
-    for i, cache in enumerate(state.caches):
-        caches.append(compact(cache, kept.order, capacity))
-        jax.block_until_ready(caches[i - 1] if i else kept)
-        for array in state.caches[i - 1] if i else ():
-            array.delete()
-    return state._replace(caches=tuple(caches), visible=kept.visible, filled=kept.filled)

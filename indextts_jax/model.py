@@ -21,7 +21,8 @@ from indextts_jax.audio import Recording
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import COMPONENTS, Params
-from indextts_jax.pipeline import Audio, Options
+from indextts_jax.pipeline import Audio
+from indextts_jax.request import Options
 from indextts_jax.text import TextFrontEnd
 from indextts_jax.voice import Voice
 

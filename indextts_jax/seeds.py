@@ -50,6 +50,11 @@ def key(seed: Any) -> Array:
     return wrap(np.array([number >> 32, number & 0xFFFFFFFF], np.uint32))
 
 
+def of_attempt(key: Array, attempt: int) -> Array:
+    """The key of a segment's codes when they are drawn for the n-th time, from 0: the first has the key itself."""
+    return jax.random.fold_in(key, ATTEMPT + attempt) if attempt else key
+
+
 def is_key(value: Any) -> bool:
     """Whether it is an array of typed keys."""
     return isinstance(value, Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

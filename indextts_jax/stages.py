@@ -39,8 +39,7 @@ STAGES = {
     "prefill": Stage(gpt, "prefill"),
     "admission": Stage(decoding, "admit"),
     "decoding": Stage(decoding, "advance"),
-    "slots to keep": Stage(decoding, "keep"),
-    "compacting the cache": Stage(decoding, "compact"),
+    "more cache": Stage(decoding, "more"),
     "winning codes": Stage(decoding, "winners"),
     # from codes to samples
     "second pass": Stage(gpt, "latents"),

@@ -21,12 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import audio, buckets, checkpoint, decoding, features, models, render, seeds
+from indextts_jax import audio, buckets, checkpoint, decoding, features, models, render, scheduling, seeds
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
-from indextts_jax.models.gpt import Prefix
-from indextts_jax.pipeline import Options
+from indextts_jax.request import Options
 from indextts_jax.stages import STAGES
 
 
@@ -103,7 +102,11 @@ def ahead(
         with contextlib.suppress(Exception):
             cfg, _ = checkpoint.read_description(folder)
             params = _parameters(cfg, dtype, partial(checkpoint.shapes, folder))
-            drawn = Uses((min(len(texts), options.rows),), texts, (decoding.CHUNK,)) if texts and options else None
+            drawn = None
+            if texts and options:
+                batch = options.batch or scheduling.BATCH
+                rows = min(batch, bucket(len(texts), buckets.BATCH))
+                drawn = Uses((rows,), texts, (decoding.CHUNK,))
             listening = _listen(cfg, params, Uses(seconds=(seconds,))) if seconds else ()
             drawing = _draw(cfg, params, options, drawn) if options and drawn else ()
             for program in itertools.chain(listening, drawing):
@@ -178,44 +181,35 @@ def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
 
 
 def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
-    sampling, limit = options.sampling, np.int32(min(options.max_codes, cfg.gpt.most_codes))
-    beams = sampling.beams
-    dtype = jax.tree.leaves(params["gpt"])[0].dtype
+    sampling = jax.tree.map(lambda _: struct((1,)), options.sampling)
+    beams, dtype = sampling.beams, jax.tree.leaves(params["gpt"])[0].dtype
     ahead = cfg.conditioner.speaker.latents + 5  # slots before and after a text
-    for batch in sorted({bucket(n, buckets.BATCH) for n in uses.batches}):
-        longest = max(uses.texts)
-        least, most = (bucket(longest + ahead + beams * n, buckets.CACHE) for n in (decoding.CHUNK, max(uses.codes)))
-        capacities = sorted({bucket(n, buckets.CACHE) for n in range(least, most + 1)})
-        rungs = sorted({bucket(n + ahead, buckets.PREFIX) for n in uses.texts})
-        for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
-            yield _prefix(cfg, params, batch, text)
-        for capacity in capacities:
-            shape = f"{batch} rows, {beams} beams, {capacity} slots"
-            arguments = cfg.gpt, batch, beams, capacity, dtype
-            yield (empty := Program("empty cache", shape, arguments, {}))
+    longest, most = max(uses.texts) + ahead, min(max(uses.codes), options.max_codes)
+    least, most = (-(-(longest + beams * n) // decoding.BLOCK) for n in (decoding.CHUNK, most))
+    capacities = sorted({bucket(n, buckets.BLOCKS) for n in range(least, most + 1)})
+    for batch in sorted(set(uses.batches)):
+        for blocks in capacities:
+            shape = f"{batch} rows, {beams} beams, {blocks * decoding.BLOCK} slots"
+            yield (empty := Program("empty cache", shape, (cfg.gpt, sampling, batch, blocks, dtype), {}))
             state = _result(empty)
-            arguments = params["gpt"], cfg.gpt, state, sampling, limit, struct((), bool)
+            arguments = params["gpt"], cfg.gpt, state, struct((), bool), struct((), np.int32)
             yield Program("decoding", shape, arguments, {})
-            yield Program("winning codes", shape, (cfg.gpt, state, limit), {})
-            for larger in capacities:
-                if larger >= capacity:
-                    yield (kept := Program("slots to keep", f"{shape} to {larger}", (state.visible, larger), {}))
-                    arguments = state.caches[0], _result(kept).order, larger
-                    yield Program("compacting the cache", f"{shape} to {larger}", arguments, {})
-            for rows in (n for n in buckets.BATCH if n <= batch):
-                for P in rungs:
-                    lengths, begun = struct((rows,), np.int32), struct((rows, min(P, capacity), cfg.gpt.width), dtype)
-                    arguments = params["gpt"], cfg.gpt, Prefix(begun, lengths)  # type: ignore[arg-type]
-                    yield (prefill := Program("prefill", f"{rows} rows, {P} positions", arguments, {}))
-                    logits, caches = _result(prefill)
-                    keys = struct((rows, seeds.WORDS), np.uint32)
-                    arguments = cfg.gpt, state, lengths, logits, caches, lengths, keys, sampling, limit
-                    yield Program("admission", f"{rows} with {P} positions to {shape}", arguments, {})
+            yield Program("winning codes", shape, (cfg.gpt, state), {})
+            for larger in (n for n in capacities if n > blocks):
+                yield Program("more cache", f"{shape}, {larger - blocks} more", (cfg.gpt, state, larger - blocks), {})
+            for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
+                yield (prefix := _prefix(cfg, params, 1, text))
+                begun = _result(prefix)
+                yield (prefill := Program("prefill", f"{text} pieces", (params["gpt"], cfg.gpt, begun), {}))
+                row, keys = struct((1,), np.int32), struct((1, seeds.WORDS), np.uint32)
+                arguments = cfg.gpt, state, begun.lengths, *_result(prefill), row, keys, sampling, row
+                yield Program("admission", f"{text} pieces to {shape}", arguments, {})
 
 
 def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
     own = cfg.s2mel
-    for batch in (n for n in buckets.BATCH if n <= max(bucket(n, buckets.BATCH) for n in uses.batches)):
+    most = 1 if jax.devices()[0].platform == "cpu" else max(uses.batches)  # as in `scheduling.run`
+    for batch in (n for n in buckets.BATCH if n <= most):
         integers = struct((batch,), np.int32)
         for rung in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
             frames = render.target_frames(rung)

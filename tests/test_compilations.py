@@ -9,7 +9,7 @@ from indextts_jax import audio, buckets, decoding, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.model import load
 from indextts_jax.models import bigvgan, gpt, s2mel
-from indextts_jax.pipeline import Options
+from indextts_jax.request import Options
 from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import listen
 

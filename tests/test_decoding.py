@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from debug.golden import golden
-from indextts_jax import buckets, decoding
+from indextts_jax import buckets, decoding, drawing, seeds
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt
 from tests.small import GPT, normal, parameters
@@ -45,7 +45,7 @@ def test_greedy_codes_equal_reference(tiny):
     latents = golden("en_greedy")["seg0.gpt.speech_conditioning_latent"].repeat(3, 0)
     emotion = np.concatenate([arrays[f"{segment}.gpt.emo_vec"] for segment in segments])
     prefix = gpt.prefix(params, cfg, latents, emotion, padded, lengths)
-    drawn = decoding.generate(params, cfg, prefix, jax.random.split(jax.random.key(0), 3), GREEDY, 40)
+    drawn = drawing.generate(params, cfg, prefix, jax.random.split(jax.random.key(0), 3), GREEDY, 40)
     assert drawn.lengths.tolist() == [40] * 3
     assert not drawn.stopped.any()
     expected = np.concatenate([arrays[f"{segment}.gpt.codes"] for segment in segments])
@@ -146,13 +146,14 @@ decide = jax.jit(decoding._decide, static_argnames="cfg")
 def beams_of_ours(model, sampling, limit):
     """What our rules make of a small model: -> (codes, score, whether it stopped)."""
     cfg, beams = model.cfg, sampling.beams
-    state = decoding.empty(cfg, 1, beams, 1, np.float32)._replace(caches=(), done=np.array([False]))
+    state = decoding.empty(cfg, sampling, 1, 1, np.float32)._replace(caches=(), done=np.array([False]))
+    state = state._replace(limits=np.array([limit], np.int32))
     state = state._replace(scores=np.where(np.arange(beams) == 0, 0.0, -1e9)[None].astype(np.float32))
     last = np.full(beams, cfg.start_code)
     while not state.done[0]:
-        state = decide(state, model.table[last][None], sampling, cfg, np.int32(limit))
+        state = decide(state, model.table[last][None], cfg)
         last = np.asarray(state.trace.codes[0, int(state.counts[0]) - 1])
-    won = row(decoding.winners(cfg, state, np.int32(limit)), 0)
+    won = row(decoding.winners(cfg, state), 0)
     return np.asarray(won.codes)[: int(won.lengths)], float(won.scores), bool(won.stopped)
 
 
@@ -289,18 +290,18 @@ def test_rows_do_not_depend_on_neighbours_cache_or_admission(tiny, monkeypatch, 
     sampling, keys, limit = Sampling(beams=beams), jax.random.split(jax.random.key(5), 4), 90
     one = prefix_of(tiny, golden("en_segments"))
     batch = jax.tree.map(lambda a: np.repeat(a, 4, 0), one)
-    capacities, pack = [], decoding.compact
-    monkeypatch.setattr(decoding, "compact", lambda *inputs: capacities.append(inputs[2]) or pack(*inputs))
-    P = int(one.lengths[0])
-    ladder = (P + beams * decoding.CHUNK, P + beams * (decoding.CHUNK + 4) + 64, P + beams * limit)
-    monkeypatch.setattr(buckets, "CACHE", ladder)
-    together = decoding.generate(params, cfg, batch, keys, sampling, limit, batch=2)
-    assert capacities
-    monkeypatch.setattr(buckets, "CACHE", (512,))
+    monkeypatch.setattr(decoding, "BLOCK", 64)  # so that there are several
+    jax.clear_caches()
+    grown, more = [], decoding.more
+    monkeypatch.setattr(decoding, "more", lambda *inputs: grown.append(inputs[2]) or more(*inputs))
+    together = drawing.generate(params, cfg, batch, keys, sampling, limit, batch=2)
+    assert grown
+    monkeypatch.setattr(buckets, "BLOCKS", (8,))
     assert len({tuple(codes[:n]) for codes, n in zip(together.codes.tolist(), together.lengths, strict=True)}) == 4
     assert together.stopped.any()
     for i in range(4):
-        alike(row(together, i), row(decoding.generate(params, cfg, one, keys[i : i + 1], sampling, limit), 0))
+        alike(row(together, i), row(drawing.generate(params, cfg, one, keys[i : i + 1], sampling, limit), 0))
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(sample=False), Sampling()])
@@ -310,7 +311,7 @@ def test_one_program_draws_the_same(sampling):
     texts, lengths = np.full((3, 5), 7, np.int32), np.array([5, 4, 2])
     prefix = gpt.prefix(params, cfg, normal(1, 3, 4, 16), normal(2, 3, 16), texts, lengths)
     keys = jax.random.split(jax.random.key(3), 3)
-    expected = decoding.generate(params, cfg, prefix, list(keys), sampling, limit)
+    expected = drawing.generate(params, cfg, prefix, list(keys), sampling, limit)
     assert len({tuple(codes) for codes in expected.codes.tolist()}) == 3
 
     def same(drawn):
@@ -326,7 +327,7 @@ def test_one_program_draws_the_same(sampling):
     same(jax.tree.map(lambda a: a[:, 0], jax.jit(jax.vmap(one))(prefix, keys)))
     host, host_prefix = jax.tree.map(np.asarray, (params, prefix))
     same(decoding.decode(host, cfg, host_prefix, keys, sampling, limit))
-    same(decoding.generate(host, cfg, host_prefix, list(keys), sampling, limit))
+    same(drawing.generate(host, cfg, host_prefix, list(keys), sampling, limit))
 
 
 def test_one_program_refuses_what_does_not_fit():
@@ -344,7 +345,7 @@ SHARDED = """
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
-from indextts_jax import decoding
+from indextts_jax import decoding, drawing
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt
 from tests.small import GPT, normal, parameters
@@ -358,7 +359,7 @@ for beams in (1, 3):
     def decode(params, prefix, keys):
         return decoding.decode(params, GPT, prefix, keys, Sampling(beams=beams), 13)
     sharded = jax.shard_map(decode, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P("batch"))
-    drawn, expected = jax.jit(sharded)(params, prefix, keys), decoding.generate(
+    drawn, expected = jax.jit(sharded)(params, prefix, keys), drawing.generate(
         params, GPT, prefix, list(keys), Sampling(beams=beams), 13
     )
     assert len(set(expected.lengths.tolist())) > 1
@@ -382,9 +383,8 @@ def test_limits(monkeypatch):
     same, different = jnp.stack([key, key]), jnp.stack([key, other])
 
     def generate(params, keys, limit):
-        return decoding.generate(params, cfg, prefix, keys, SAMPLED, limit)
+        return drawing.generate(params, cfg, prefix, keys, SAMPLED, limit)
 
-    monkeypatch.setattr(buckets, "CACHE", (32,))
     unending = with_stop_bias(params, cfg, -50.0)
     whole = generate(unending, different, 1000)
     assert whole.lengths.tolist() == [cfg.most_codes] * 2
@@ -400,8 +400,11 @@ def test_limits(monkeypatch):
     assert at_once.stopped.all()
     twice = generate(unending, same, 1000)
     np.testing.assert_array_equal(twice.codes[0], twice.codes[1])
-    monkeypatch.setattr(buckets, "CACHE", (4, 8))
+    monkeypatch.setattr(decoding, "BLOCK", 4)
+    monkeypatch.setattr(buckets, "BLOCKS", (1, 2))
+    jax.clear_caches()
     np.testing.assert_array_equal(generate(unending, different, 1000).codes, whole.codes)
+    jax.clear_caches()
     with pytest.raises(ValueError, match="max_codes is 0"):
         generate(params, same, 0)
 
@@ -422,38 +425,86 @@ def test_bad_settings_are_refused(bad):
         Sampling(**bad)
 
 
-@pytest.mark.parametrize("capacity", [256, 512])
-def test_a_cache_is_compacted_in_little_more_than_its_own_memory(monkeypatch, capacity):
-    """Layer by layer: beside the new cache there are two old layers, whether it stays as large or grows."""
+compact = jax.jit(decoding._compact, donate_argnums=0)
+
+
+def test_slots_that_no_beam_sees_are_dropped_where_it_is_time():
+    """In rows that have taken 64 steps since the last time; beside the cache there is memory for one row."""
     cfg = gpt.GPTConfig(64, 8, 4, text_vocabulary=8, code_vocabulary=16, start_code=14, stop_code=15)
-    state = decoding.empty(cfg, 2, 3, 256, jnp.dtype(jnp.float32))
-    visible = np.random.default_rng(0).random((2, 3, 256)) < 0.05
-    k = normal(1, *state.caches[1].k.shape)
-    caches = (state.caches[0], state.caches[1]._replace(k=jnp.asarray(k)), *state.caches[2:])
-    state = state._replace(visible=jnp.asarray(visible), done=jnp.array([False, False]), caches=caches)
-    layer = sum(leaf.nbytes for leaf in caches[0])
-    order = decoding.keep.eval_shape(state.visible, capacity).order
-    memory = decoding.compact.lower(caches[0], order, capacity).compile().memory_analysis()
-    assert memory.output_size_in_bytes < 1.01 * layer * capacity / 256
-    assert memory.temp_size_in_bytes <= layer / 2
-    made, bytes_alive, compact = [], [], decoding.compact
+    state = decoding.empty(cfg, Sampling(), 4, 2, jnp.dtype(jnp.float32))
+    visible = np.random.default_rng(0).random((4, 3, 512)) < 0.05
+    filled, before = np.full(4, 500, np.int32), normal(1, 4, 4, 16, 512)
+    blocks = tuple(
+        block._replace(k=jnp.asarray(before[..., i * 256 : (i + 1) * 256])) for i, block in enumerate(state.caches[1])
+    )
+    state = state._replace(
+        visible=jnp.asarray(visible), filled=jnp.asarray(filled), done=jnp.array([False, False, True, False]),
+        counts=jnp.array([65, 49, 129, 257]), caches=(state.caches[0], blocks, *state.caches[2:]),
+    )  # fmt: skip
+    cache = sum(leaf.nbytes for leaf in jax.tree.leaves(state.caches))
+    assert compact.lower(state).compile().memory_analysis().temp_size_in_bytes < 1.1 * cache / 4
+    moved = compact(state)
+    after = np.concatenate([np.asarray(block.k) for block in moved.caches[1]], axis=3)
+    for b, due in enumerate((True, False, False, True)):
+        if not due:
+            np.testing.assert_array_equal(after[b], before[b])
+            np.testing.assert_array_equal(moved.visible[b], visible[b])
+            assert moved.filled[b] == 500
+            continue
+        seen = visible[b].any(axis=0)
+        assert moved.filled[b] == seen.sum()
+        np.testing.assert_array_equal(after[b, :, :, : seen.sum()], before[b][:, :, seen])
+        np.testing.assert_array_equal(moved.visible[b, :, : seen.sum()], visible[b][:, seen])
+        assert not moved.visible[b, :, seen.sum() :].any()
 
-    def watched(*inputs):
-        made.append(compact(*inputs))
-        arrays = [array for cache in (*caches, *made) for array in cache]
-        bytes_alive.append(sum(array.nbytes for array in arrays if not array.is_deleted()))
-        return made[-1]
 
-    monkeypatch.setattr(decoding, "compact", watched)
-    moved = decoding._with_headroom(state, 1000, capacity)
-    assert moved.caches[0].k.shape[3] == capacity
-    assert max(bytes_alive) == len(caches) * layer * capacity // 256 + 2 * layer
-    seen = visible.any(axis=1)
-    assert moved.filled.tolist() == seen.sum(axis=1).tolist()
-    for b, n in enumerate(seen.sum(axis=1)):
-        np.testing.assert_array_equal(moved.caches[1].k[b, :, :, :n], k[b][:, :, seen[b]])
-        np.testing.assert_array_equal(moved.visible[b, :, :n], visible[b][:, seen[b]])
-        assert not moved.visible[b, :, n:].any()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rows_are_the_same_bits_whatever_the_cache_and_the_neighbours(beams):
+    """In a batch of one size, at the width of the official model: the scores of every step."""
+    cfg = gpt.GPTConfig(layers=1, text_vocabulary=8, code_vocabulary=64, start_code=62, stop_code=63)
+    params, sampling, limit = with_stop_bias(parameters("gpt", cfg), cfg, -50.0), Sampling(beams), 140
+
+    def begun(length, seed):
+        prefix = gpt.Prefix(normal(seed, 1, 72, cfg.width), np.array([length]))
+        return gpt.prefill(params, cfg, prefix)
+
+    def scores(blocks, place, neighbours):
+        state = decoding.empty(cfg, sampling, 4, blocks, jnp.dtype(jnp.float32))
+        rows = {place: (67, 1)} | {row: (40 + row, 10 + row) for row in range(4) if row != place and neighbours}
+        for row, (length, seed) in rows.items():
+            state = decoding.admit(
+                cfg, state, np.array([length]), *begun(length, seed), np.array([row], np.int32),
+                np.asarray(seeds.data(seeds.key(seed)))[None], sampling, np.int32(limit),
+            )  # fmt: skip
+        while not np.asarray(state.done).all():
+            state = decoding.advance(params, cfg, state, np.bool_(False), np.int32(100))
+        return np.asarray(state.trace.scores[place]), np.asarray(decoding.winners(cfg, state).codes[place])
+
+    expected = scores(3, 0, False)
+    for blocks, place, neighbours in ((2, 0, False), (7, 0, False), (3, 2, True), (2, 3, True)):
+        for a, b in zip(scores(blocks, place, neighbours), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_settings_of_rows_are_arrays(beams):
+    """Rows with settings of their own, side by side, are what each is in a batch where all have them."""
+    params, cfg = with_stop_bias(parameters("gpt", GPT), GPT, 0.5), GPT
+    texts, lengths = np.full((3, 5), 7, np.int32), np.full(3, 5)
+    prefix = gpt.prefix(params, cfg, normal(1, 3, 4, 16), normal(2, 3, 16), texts, lengths)
+    several = Sampling(
+        beams, top_p=np.array([0.3, 0.9, 1.0]), temperature=np.array([0.5, 1.0, 2.0]),
+        repetition_penalty=np.array([1.0, 3.0, 10.0]), length_penalty=np.array([0.0, 1.0, -1.0]),
+    )  # fmt: skip
+    together = drawing.generate(params, cfg, prefix, [1, 2, 3], several, 13)
+    at_once = decoding.decode(params, cfg, prefix, jnp.stack([seeds.key(i) for i in (1, 2, 3)]), several, 13)
+    np.testing.assert_array_equal(together.codes, at_once.codes)
+    for i in range(3):
+        own = jax.tree.map(lambda value, i=i: float(value[i]), several)
+        alone = drawing.generate(params, cfg, prefix, [1, 2, 3], own, 13)
+        np.testing.assert_array_equal(alone.codes[i], together.codes[i])
+        other = drawing.generate(params, cfg, prefix, [1, 2, 3], Sampling(beams), 13)
+        assert (other.codes != together.codes).any()
 
 
 def test_a_row_that_stops_at_once_gives_its_place_at_once(monkeypatch):
@@ -468,19 +519,19 @@ def test_a_row_that_stops_at_once_gives_its_place_at_once(monkeypatch):
         at_once.append(int((state.done & (state.counts == 1)).sum()))
         return state
 
-    def advanced(params, cfg, state, sampling, limit, waiting):
+    def advanced(params, cfg, state, waiting, chunks):
         idle.append(bool(waiting) and bool(state.done.any()))
-        return advance(params, cfg, state, sampling, limit, waiting)
+        return advance(params, cfg, state, waiting, chunks)
 
     monkeypatch.setattr(decoding, "admit", admitted)
     monkeypatch.setattr(decoding, "advance", advanced)
     keys, sampling = list(range(16)), replace(SAMPLED, top_p=1.0, top_k=0)
-    drawn = decoding.generate(params, cfg, prefix, keys, sampling, 12, batch=4)
+    drawn = drawing.generate(params, cfg, prefix, keys, sampling, 12, batch=4)
     assert max(at_once) > 0
     assert len(set(drawn.lengths.tolist())) > 3
     assert not any(idle)
     monkeypatch.undo()
-    np.testing.assert_array_equal(drawn.codes, decoding.generate(params, cfg, prefix, keys, sampling, 12).codes)
+    np.testing.assert_array_equal(drawn.codes, drawing.generate(params, cfg, prefix, keys, sampling, 12).codes)
 
 
 def test_buckets_hold_and_go_on():

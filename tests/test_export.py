@@ -26,7 +26,7 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.models import bigvgan, gpt, prototypes, qwen3, s2mel
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.qwen3 import Qwen3Config
-from indextts_jax.pipeline import Options
+from indextts_jax.request import Options
 from indextts_jax.stages import STAGES
 from indextts_jax.warmup import Uses, struct
 from tests import small

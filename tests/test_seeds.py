@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from indextts_jax import decoding, seeds
+from indextts_jax import seeds
 
 
 def data(key):
@@ -55,7 +55,7 @@ def test_what_is_no_seed_is_refused(bad, why):
 def test_keys_of_attempts_are_no_keys_of_steps():
     key = jax.random.key(4)
     steps = {data(jax.random.fold_in(key, n)) for n in range(2000)}
-    attempts = {tuple(decoding._key(key, n).tolist()) for n in range(100)}
+    attempts = {data(seeds.of_attempt(key, n)) for n in range(100)}
     assert len(steps) == 2000
     assert len(attempts) == 100
     assert not steps & attempts
@@ -67,7 +67,7 @@ SCRIPT = """
 import sys
 import jax
 import numpy as np
-from indextts_jax import decoding, seeds
+from indextts_jax import drawing, seeds
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt, s2mel
 from tests.small import GPT, normal, parameters
@@ -76,7 +76,7 @@ def drawn(rows):
     prefix = gpt.prefix(params, GPT, normal(1, 3, 4, 16)[rows], normal(2, 3, 16)[rows], texts[rows], lengths[rows])
     keys = [[5, 2**32 + 5, jax.random.key(7, impl=seeds.IMPLEMENTATION)][i] for i in rows]
     for beams in (1, 3):
-        yield decoding.generate(params, GPT, prefix, keys, Sampling(beams=beams), 12).codes
+        yield drawing.generate(params, GPT, prefix, keys, Sampling(beams=beams), 12).codes
     yield np.asarray(s2mel.noise(seeds.wrap(np.stack([seeds.data(seeds.key(key)) for key in keys])), 5, 3))
 
 params, texts, lengths = parameters("gpt", GPT), np.full((3, 5), 7, np.int32), np.array([5, 4, 3])

@@ -13,7 +13,7 @@ from debug.golden import FIXTURES
 from indextts_jax import audio, checkpoint, pipeline, warmup
 from indextts_jax.decoding import Sampling
 from indextts_jax.model import load
-from indextts_jax.pipeline import Options
+from indextts_jax.request import Options
 from indextts_jax.voice import listen
 from indextts_jax.warmup import Uses
 

@@ -16,7 +16,7 @@ from indextts_jax import audio, decoding, models, pipeline, voice
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
-from indextts_jax.pipeline import Options
+from indextts_jax.request import Options
 from indextts_jax.stages import STAGES
 from indextts_jax.text import Analysis
 from indextts_jax.timing import Stopwatch

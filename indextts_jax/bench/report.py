@@ -17,8 +17,7 @@ GROUPS = {
     "CAMPPlus": ("CAMPPlus features", "CAMPPlus"), "mel": ("mel",),
     "conditioners": ("speaker latents", "emotion vector"),
     "codes": (
-        "prefix", "empty cache", "prefill", "admission", "decoding", "slots to keep", "compacting the cache",
-        "winning codes",
+        "prefix", "empty cache", "prefill", "admission", "decoding", "more cache", "winning codes",
     ),
     "second pass": ("second pass",),
     "content": ("prompt content", "code embeddings", "content"),

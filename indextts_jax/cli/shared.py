@@ -18,16 +18,16 @@ from indextts_jax.errors import Error, NotFound
 if TYPE_CHECKING:
     from indextts_jax.audio import Recording
     from indextts_jax.model import Model
-    from indextts_jax.pipeline import Options
+    from indextts_jax.request import Options
     from indextts_jax.text import Analysis
 
 log = logging.getLogger(__name__)
 
 
-def read_settings(options: argparse.Namespace, batch: int, silence_ms: int = 0) -> "Options":
+def read_settings(options: argparse.Namespace, batch: int | None, silence_ms: int = 0) -> "Options":
     """The options of sampling and rendering."""
-    from indextts_jax import pipeline
     from indextts_jax.decoding import Sampling
+    from indextts_jax.request import Options
 
     sample = not (options.greedy or options.no_sample)
     if options.retries and not sample:
@@ -35,7 +35,7 @@ def read_settings(options: argparse.Namespace, batch: int, silence_ms: int = 0) 
             f"--retries {options.retries} with {'--greedy' if options.greedy else '--no-sample'}: without sampling the "
             "same codes would come again; leave one of the two out"
         )
-    return pipeline.Options(
+    return Options(
         Sampling(
             beams=1 if options.greedy else options.beams,
             sample=sample,

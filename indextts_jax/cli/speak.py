@@ -35,7 +35,8 @@ from indextts_jax.errors import Error, NotFound
 if TYPE_CHECKING:
     from indextts_jax.audio import Recording
     from indextts_jax.model import Model
-    from indextts_jax.pipeline import Audio, Given, Options
+    from indextts_jax.pipeline import Audio
+    from indextts_jax.request import Given, Options
     from indextts_jax.text import Analysis
     from indextts_jax.timing import Stopwatch
 
@@ -109,7 +110,10 @@ def add(commands: Any) -> None:
     group = sub.add_argument_group("rendering and research")
     add_rendering(group)
     group.add_argument(
-        "--batch", type=number(int, 1, 1024), default=8, metavar="N", help="segments spoken side by side (%(default)s)"
+        "--batch",
+        type=number(int, 1, 1024),
+        metavar="N",
+        help="segments side by side (8, or what a GPU's memory holds)",
     )
     group.add_argument("--save", type=Path, metavar="FILE", help="also write codes and mel of every segment (.npz)")
     group.add_argument(
@@ -293,7 +297,7 @@ def _read_noise(path: Path) -> list[Any]:
 
 
 def _given_noise(rows: list[Any], segments: int) -> "list[list[Given]]":
-    from indextts_jax.pipeline import Given
+    from indextts_jax.request import Given
 
     if len(rows) != segments:
         raise Error(f"--flow-noise holds noise for {len(rows)} segments, but the text has {segments}")

@@ -9,11 +9,12 @@ vocabulary.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, attend_cached, precision_of, valid
@@ -51,6 +52,10 @@ class LayerCache(NamedTuple):
     v: Array  # [B, N, H, S]
 
 
+# Of each layer: whole, or in blocks of slots one after another.
+Caches = tuple[LayerCache, ...] | tuple[tuple[LayerCache, ...], ...]
+
+
 class Prefix(NamedTuple):
     embeddings: Array  # [B, P, D], padded at the end
     lengths: Array  # [B]
@@ -59,36 +64,43 @@ class Prefix(NamedTuple):
 class Block(nn.Module):
     """x [B, T, D] -> the same and its keys and values; with a cache, they go to its T slots from `slots` [B] on.
 
-    mask: bool, against [B, N, T, T], or with a cache [B, T, S].
+    mask: bool, against [B, N, T, T], or with a cache [B, T, S], S the slots of all its blocks.
     """
 
     cfg: GPTConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, cache: LayerCache | None, slots: Array | None
-    ) -> tuple[Array, LayerCache]:
+        self, x: Array, mask: Array, cache: tuple[LayerCache, ...] | None, slots: Array | None
+    ) -> tuple[Array, LayerCache | tuple[LayerCache, ...]]:
         B, T, D = x.shape
         N = self.cfg.heads
         qkv = Dense(3 * D, name="qkv")(LayerNorm(name="attention_norm")(x))
         q, k, v = jnp.split(qkv.reshape(B, T, 3 * N, D // N), 3, axis=2)
         if cache is None or slots is None:
             y = attend(q, k, v, mask)
-            cache = LayerCache(*(jnp.transpose(a, (0, 2, 3, 1)) for a in (k, v)))
+            new = LayerCache(*(jnp.transpose(a, (0, 2, 3, 1)) for a in (k, v)))
         else:
-            cache = LayerCache(*(_write(old, new, slots) for old, new in zip(cache, (k, v), strict=True)))
-            y = attend_cached(q, *cache, mask)
+            starts = np.cumsum([0, *(block.k.shape[3] for block in cache)])
+            new = tuple(
+                LayerCache(_write(block.k, k, slots - start), _write(block.v, v, slots - start))
+                for block, start in zip(cache, starts, strict=False)
+            )
+            y = attend_cached(q, new, mask)
         y = y.reshape(B, T, D)
         x = x + Dense(D, name="out")(y)
         y = Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
         x = x + Dense(D, name="down")(nn.gelu(y, approximate=True))
-        return x, cache
+        return x, new
 
 
 def _write(old: Array, new: Array, slots: Array) -> Array:
-    """New keys or values [B, T, N, H] into old ones [B, N, H, S], at slots [B] and after; none past the last slot."""
+    """New keys or values [B, T, N, H] into old ones [B, N, H, S], at slots [B] and after; none outside of them."""
     B, T = new.shape[:2]
     places = slots[:, None] + jnp.arange(T)[None]
+    places = jnp.where(
+        places < 0, old.shape[3], places
+    )  # where nothing is written: JAX counts negative ones from the end
     if B * T == 1:  # XLA's CPU compiler copies the whole cache twice to write one slot of one row
         return jnp.where(jnp.arange(old.shape[3]) == places[0, 0], jnp.transpose(new, (0, 2, 3, 1)), old)
     return old.at[jnp.arange(B)[:, None], :, :, places].set(new, mode="drop")
@@ -101,11 +113,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, caches: tuple[LayerCache, ...] | None = None, slots: Array | None = None
-    ) -> tuple[Array, tuple[LayerCache, ...]]:
+        self, x: Array, mask: Array, caches: Caches | None = None, slots: Array | None = None
+    ) -> tuple[Array, Caches]:
         new = []
         for i in range(self.cfg.layers):
-            x, cache = Block(self.cfg, name=f"layer_{i}")(x, mask, caches[i] if caches else None, slots)
+            blocks: Any = caches[i] if caches else None
+            x, cache = Block(self.cfg, name=f"layer_{i}")(x, mask, blocks, slots)
             new.append(cache)
         return LayerNorm(name="final_norm")(LayerNorm(name="norm")(x)), tuple(new)
 
@@ -184,12 +197,12 @@ def prefill(
 def step(
     params: dict,
     cfg: GPTConfig,
-    caches: tuple[LayerCache, ...],
+    caches: Caches,
     codes: Array,
     slots: Array,
     positions: Array,
     visible: Array,
-) -> tuple[Array, tuple[LayerCache, ...]]:
+) -> tuple[Array, Caches]:
     """Feed K alternative codes per row, one per beam: -> (logits of the codes after them [B, K, V] float32, caches).
 
     codes [B, K]; slots [B]: the first of the K slots their keys and values go to (none past the last is written);
@@ -197,8 +210,10 @@ def step(
     included. While generating, the n-th code (from 0) has position n + 2: position 1 is skipped.
     """
     x = _embed(params, "code", codes, jnp.broadcast_to(positions[:, None], codes.shape))
-    hidden, caches = apply(Decoder(cfg), params["decoder"], x, visible, caches, slots)
-    return logits(params, hidden), caches
+    whole = isinstance(caches[0], LayerCache)
+    blocks = tuple((cache,) for cache in caches) if whole else caches
+    hidden, blocks = apply(Decoder(cfg), params["decoder"], x, visible, blocks, slots)
+    return logits(params, hidden), tuple(block for (block,) in blocks) if whole else blocks
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -6,7 +6,9 @@ says. Norms, scores and softmax are float32 in any case.
 Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head width.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -206,19 +208,31 @@ def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None, bias: Arra
     return y.reshape(B, N, *y.shape[1:])
 
 
-def attend_cached(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Attention to a cache whose slots lie last: q [B, Q, N, H], k and v [B, G, H, S] -> [B, Q, N, H].
+def attend_cached(q: Array, blocks: Sequence[tuple[Array, Array]], mask: Array) -> Array:
+    """Attention to a cache in blocks of slots, which lie last: q [B, Q, N, H], keys and values [B, G, H, S / blocks] ->
+    [B, Q, N, H].
 
     Each of G groups of heads shares its keys and values; G = N is plain attention. mask [B, Q, S] bool, True = seen.
-    Scores and softmax in float32.
+    Scores and softmax in float32. Block by block: a product over more slots adds up in another order on a CPU, but so
+    blocks that nobody sees change no bit.
     """
     B, Q, N, H = q.shape
-    G = k.shape[1]
+    G = blocks[0][0].shape[1]
     R = N // G
     # One axis of queries, R at each position: of products with more axes, XLA makes none in bfloat16 on a CPU.
     q = q.reshape(B, Q, G, R, H).swapaxes(2, 3).reshape(B, Q * R, G, H)
     mask = jnp.repeat(mask, R, axis=1)[:, None]
-    scores = jnp.einsum("bqgh,bghs->bgqs", q, k, preferred_element_type=jnp.float32) * (H**-0.5)
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    y = jnp.einsum("bgqs,bghs->bqgh", jax.nn.softmax(scores, axis=-1).astype(q.dtype), v)
-    return y.reshape(B, Q, R, G, H).swapaxes(2, 3).reshape(B, Q, N, H)
+    scores, at = [], 0
+    for k, _ in blocks:
+        seen = mask[..., at : at + k.shape[3]]
+        part = jnp.einsum("bqgh,bghs->bgqs", q, k, preferred_element_type=jnp.float32) * (H**-0.5)
+        scores.append(jnp.where(seen, part, jnp.finfo(jnp.float32).min))
+        at += k.shape[3]
+    highest = reduce(jnp.maximum, (part.max(axis=-1, keepdims=True) for part in scores))
+    weights = [jnp.exp(part - jax.lax.stop_gradient(highest)) for part in scores]
+    total = reduce(jnp.add, (part.sum(axis=-1, keepdims=True) for part in weights))
+    parts = (
+        jnp.einsum("bgqs,bghs->bqgh", (part / total).astype(q.dtype), v)
+        for part, (_, v) in zip(weights, blocks, strict=True)
+    )
+    return reduce(jnp.add, parts).reshape(B, Q, R, G, H).swapaxes(2, 3).reshape(B, Q, N, H)

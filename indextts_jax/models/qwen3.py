@@ -86,7 +86,7 @@ class Block(nn.Module):
         rows, pairs = jnp.arange(B)[:, None], zip(cache, (k, v), strict=True)
         cache = LayerCache(*(old.at[rows, :, :, positions].set(new, mode="drop") for old, new in pairs))
         seen = jnp.arange(cache.k.shape[3])[None, None] <= positions[:, :, None]
-        x = x + Dense(D, False, name="out")(attend_cached(q, *cache, seen).reshape(B, T, N * H))
+        x = x + Dense(D, False, name="out")(attend_cached(q, [cache], seen).reshape(B, T, N * H))
         y = Dense(2 * cfg.feed_forward, False, name="gated")(RMSNorm(cfg.epsilon, name="feed_forward_norm")(x))
         gate, y = jnp.split(y, 2, axis=-1)  # SwiGLU (arXiv:2002.05202)
         return x + Dense(D, False, name="down")(nn.silu(gate) * y), cache

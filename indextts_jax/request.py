@@ -1,0 +1,77 @@
+"""What is asked for, and what comes of it: one segment at a time, as the scheduler takes and gives them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax import Array
+
+from indextts_jax.decoding import Sampling
+from indextts_jax.errors import Error
+from indextts_jax.voice import Voice
+
+
+class Given(NamedTuple):
+    """What replaces a stage of one segment, for research and comparison; None: computed as usual."""
+
+    codes: Any = None  # [C] integers: nothing is drawn
+    latents: Any = None  # [C, D]: no second pass (together with codes)
+    noise: Any = None  # [P + F, M] of prompt and target, where the flow begins
+    mel: Any = None  # [F, M]: only the vocoder runs
+
+
+NOTHING = Given()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of speech; the defaults are the reference's."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_codes: int = 1500  # per segment
+    retries: int = 0  # how often a segment that meets max_codes, or has none, is drawn again with another key
+    steps: int = 25  # of the flow
+    guidance: float = 0.7
+    silence_ms: int = 200  # between segments
+    batch: int | None = None  # segments drawn side by side; None: 8 on a CPU, else what the device's memory holds
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("max_codes", self.max_codes, 1),
+            ("retries", self.retries, 0),
+            ("batch", 1 if self.batch is None else self.batch, 1),
+            ("steps", self.steps, 1),
+            ("silence_ms", self.silence_ms, 0),
+        ):
+            if value < low:
+                raise Error(f"{name} is {value}, but must be at least {low}")
+        if not 0 <= self.guidance <= 100:
+            raise Error(f"guidance is {self.guidance}, but must lie between 0 and 100")
+        if self.retries and not self.sampling.sample:
+            raise Error(f"retries is {self.retries}, but without sampling the same codes would come again")
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One segment to speak."""
+
+    ids: Sequence[int]  # of the text
+    voice: Voice  # whose emotion is the one to speak in
+    keys: tuple[Array, Array]  # of codes and of noise, see `seeds`
+    options: Options  # of which the batch is the scheduler's own
+    given: Given = NOTHING
+    name: str = "the segment"  # in messages
+    tag: Any = None  # the caller's
+
+
+class Result(NamedTuple):
+    """What came of a request: samples, or the error that it alone met."""
+
+    request: Request
+    codes: np.ndarray  # [C] int32, without the stop code; empty where a mel was given
+    stopped: bool  # False: cut off by the limit on codes
+    attempts: int  # how often codes were drawn
+    samples: np.ndarray | None = None  # [N] float32 within ±1
+    mel: np.ndarray | None = None  # [F, M] float32 log-mel, where it was asked for
+    error: Error | None = None

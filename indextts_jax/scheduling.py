@@ -1,0 +1,251 @@
+"""The one loop on the host: requests in at any time, results out as they come.
+
+    for result in run(params, cfg, requests, batch=8):
+        ...
+
+Lists, jobs, streams and servers are its callers. It keeps the batch that draws codes full, has finished rows rendered
+in groups, and gives every request its samples or its own error. What it holds does not grow with their number.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from indextts_jax import buckets
+from indextts_jax.config import Config
+from indextts_jax.decoding import Sampling
+from indextts_jax.drawing import Draw, Drawing, kind
+from indextts_jax.errors import Error
+from indextts_jax.groups import Groups, measure, spoken
+from indextts_jax.models import Params, gpt
+from indextts_jax.models.gpt import Prefix
+from indextts_jax.render import text_batch
+from indextts_jax.request import Request, Result
+
+log = logging.getLogger(__name__)
+
+BATCH = 8  # rows on a CPU
+IN_FLIGHT = 2  # groups on the device before the loop waits for one
+
+
+@dataclass
+class Usage:
+    """What a run has used the device for."""
+
+    row_steps: int = 0  # steps of decoding times rows
+    used_row_steps: int = 0  # of them, those that drew a code
+    frames: int = 0  # of the flow, padding included
+    used_frames: int = 0
+    drawing: float = 0.0  # seconds that the loop waited for codes
+    rendering: float = 0.0  # and for samples
+
+
+def run(
+    params: Params,
+    cfg: Config,
+    requests: Iterable[Request | None],
+    batch: int | None = None,
+    fixed: bool = False,
+    mels: bool = False,
+    tick: Callable[[int, int], None] = lambda drawn, finished: None,
+    usage: Usage | None = None,
+) -> Iterator[Result]:
+    """Speak requests as they come: -> their results, in the order in which they are finished.
+
+    requests are taken when there is a place for them, a few ahead; None among them means that there is none at the
+    moment, and the loop goes on with what it has. `batch` rows (default: `rows`) are drawn at once, those of one kind
+    of sampling (beams, sample, top_k) at a time; on an accelerator as many are rendered together, on a CPU, where that
+    gains nothing, each by itself. fixed: shapes depend on nothing but a request and `batch`, so that it becomes the
+    same samples to the bit whatever stands beside it. mels: results have the log-mels. tick: called between steps with
+    the rows drawn and the requests finished so far; what it raises ends the run.
+
+    A request that cannot be spoken is a result with its error. Out of memory on the device, the batch is halved.
+    """
+    batch = batch or rows(params, cfg)
+    loop = _Loop(params, cfg, batch, fixed, mels, usage or Usage())
+    source, over = iter(requests), False
+    while True:
+        tick(loop.drawn, loop.finished)
+        idle = False
+        while not over and not idle and loop.open:
+            try:
+                request = next(source)
+            except StopIteration:
+                over = True
+                break
+            if request is None:
+                idle = True
+            else:
+                yield from loop.add(request)
+        yield from loop.step(polls=idle)
+        if over and loop.empty:
+            return
+
+
+class _Loop:
+    """Requests on their way: those that wait, the batch that draws, the groups that are rendered."""
+
+    def __init__(self, params: Params, cfg: Config, batch: int, fixed: bool, mels: bool, usage: Usage):
+        self._params, self._cfg, self._batch, self._usage = params, cfg, batch, usage
+        self._groups_of = partial(Groups, params, cfg, fixed=fixed, mels=mels)
+        self._groups = self._groups_of(1 if _on_cpu(params) else batch)
+        self._drawing: Drawing | None = None
+        self._waiting: dict[Any, deque[Draw]] = {}  # by kind of sampling, the one that waits longest first
+        self.drawn = self.finished = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a place for one more request."""
+        drawing = self._drawing
+        waiting = sum(map(len, self._waiting.values()))
+        others = waiting - (len(self._waiting.get(drawing.kind, ())) if drawing else 0)
+        # Twice the batch, so that a row that ends is followed at once; of other kinds as many, to fill a batch later.
+        return (drawing.unfinished if drawing else 0) + waiting - others < 2 * self._batch and others < 2 * self._batch
+
+    @property
+    def empty(self) -> bool:
+        return not (self._waiting or self._drawing or self._groups.unfinished)
+
+    def add(self, request: Request) -> list[Result]:
+        """Take a request: -> its error, if it cannot be spoken."""
+        try:
+            row = spoken(self._cfg, request)
+            if row.given.codes is not None or row.given.mel is not None:
+                self._do(lambda: self._groups.add(row))
+                return []
+            options = request.options
+            draw = Draw(
+                partial(_prefix, self._params, self._cfg, request), request.keys[0], options.sampling,
+                options.max_codes, options.retries, row,
+            )  # fmt: skip
+            draw.check(self._cfg.gpt)
+        except Error as error:
+            self.finished += 1
+            return [Result(request, np.zeros(0, np.int32), True, 0, error=error)]
+        self._waiting.setdefault(kind(options.sampling), deque()).append(draw)
+        return []
+
+    def step(self, polls: bool) -> list[Result]:
+        """Draw for a while, start what can be rendered, and give what is finished."""
+        results: list[Result] = []
+        self._choose()
+        if self._drawing:
+            begin = perf_counter()
+            for draw in self._do(lambda: self._drawing.step(polls) if self._drawing else []) or []:
+                self.drawn += 1
+                try:
+                    self._render(draw)
+                except Error as error:
+                    best = draw.best
+                    codes, stopped = (best.codes, best.stopped) if best else (np.zeros(0, np.int32), True)
+                    results.append(Result(draw.tag.request, codes, stopped, draw.attempts, error=error))
+            self._usage.drawing += perf_counter() - begin
+            if not self._drawing.unfinished:
+                self._count()
+                self._drawing = None
+        idle = not self._drawing and not self._waiting
+        if idle:
+            self._do(self._groups.start)
+        begin = perf_counter()
+        results += self._do(lambda: self._groups.finished(idle or self._groups.started > IN_FLIGHT)) or []
+        self._usage.rendering += perf_counter() - begin
+        self._usage.frames, self._usage.used_frames = self._groups.frames, self._groups.used
+        self.finished += len(results)
+        return results
+
+    def _choose(self) -> None:
+        """Hand waiting rows to the batch; when it is empty, to one for the kind that has waited longest."""
+        if self._drawing is None and self._waiting:
+            first = next(iter(self._waiting.values()))[0]
+            self._drawing = Drawing(self._params["gpt"], self._cfg.gpt, first.sampling, self._batch)
+        drawing = self._drawing
+        waiting = self._waiting.get(drawing.kind) if drawing else None
+        while drawing and waiting and drawing.unfinished < 2 * self._batch:
+            drawing.add(waiting.popleft())
+        if drawing and not waiting:
+            self._waiting.pop(drawing.kind, None)
+
+    def _render(self, draw: Draw) -> None:
+        """Hand drawn codes to their group. Raises Error where they cannot be spoken."""
+        if draw.error:
+            raise draw.error
+        row, best = draw.tag, draw.best
+        assert best is not None
+        row.stopped, row.attempts = best.stopped, draw.attempts
+        measure(self._cfg, row, best.codes)
+        if not best.stopped:
+            again = f", each of {draw.attempts} times" if draw.attempts > 1 else ""
+            log.warning(
+                "%s was cut off after %d codes%s: its text may be incomplete; shorter segments, another seed or "
+                "retries avoid it",
+                row.request.name, len(best.codes), again,
+            )  # fmt: skip
+        self._do(lambda: self._groups.add(row))
+
+    def _do(self, work: Callable[[], Any]) -> Any:
+        """Do something on the device. Out of memory, halve the batch and begin again what it held: -> None then."""
+        try:
+            return work()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or self._batch == 1:
+                raise
+            self._batch = max(1, self._batch // 2)
+            log.warning("out of memory on the device: from here on with --batch %d", self._batch)
+        self._halved()
+        return None
+
+    def _halved(self) -> None:
+        rendered, drawn = self._groups.taken(), self._drawing.taken() if self._drawing else []
+        self._count()
+        self._groups = self._groups_of(max(1, self._groups.size // 2))
+        self._drawing = None
+        for draw in reversed(drawn):
+            self._waiting.setdefault(kind(draw.sampling), deque()).appendleft(draw)
+        for row in rendered:
+            self._groups.add(row)
+
+    def _count(self) -> None:
+        if self._drawing:
+            self._usage.row_steps += self._drawing.counts.steps
+            self._usage.used_row_steps += self._drawing.counts.used
+
+
+def _prefix(params: Params, cfg: Config, request: Request) -> Prefix:
+    """What codes are drawn after. Raises Error for ids or lengths the GPT lacks."""
+    # While drawing, the reference leaves out the ids of start and stop inside a text; in the second pass it does not.
+    silent = (cfg.gpt.start_text, cfg.gpt.stop_text)
+    texts, lengths = text_batch(cfg, [[i for i in request.ids if i not in silent]])
+    latents, emotion = (jnp.asarray(row)[None] for row in (request.voice.latents, request.voice.emotion))
+    return gpt.prefix(params["gpt"], cfg.gpt, latents, emotion, texts, lengths)
+
+
+# ---- how many rows --------------------------------------------------------------------------------------------------
+
+
+def _on_cpu(params: Params) -> bool:
+    leaf = jax.tree.leaves(params["gpt"])[0]
+    devices = leaf.devices() if isinstance(leaf, jax.Array) else [jax.devices()[0]]
+    return next(iter(devices)).platform == "cpu"
+
+
+def rows(params: Params, cfg: Config, sampling: Sampling | None = None) -> int:
+    """The rows that are drawn at once where no number is given: 8 on a CPU, else what the memory of the device holds.
+
+    Half of what the weights leave is for the caches, at their largest; the rest is for rendering.
+    """
+    if _on_cpu(params):
+        return BATCH
+    leaf = jax.tree.leaves(params["gpt"])[0]
+    memory = next(iter(leaf.devices())).memory_stats() or {}
+    free = memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)
+    slots = cfg.conditioner.speaker.latents + cfg.gpt.most_codes + buckets.TEXT[-1]
+    row = 2 * cfg.gpt.layers * cfg.gpt.width * slots * leaf.dtype.itemsize
+    return min(64, max(1, free // 2 // row))
