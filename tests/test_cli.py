@@ -489,6 +489,8 @@ def test_a_missing_component_is_named(converted, tmp_path, capsys):
 
 def test_bad_model_folders_are_refused_by_convert(tmp_path, capsys):
     out = tmp_path / "out"
+    assert run("convert", tmp_path, out) == 1
+    assert capsys.readouterr().out == ""
     assert "config.yaml: no such file" in refused(capsys, out, "convert", tmp_path, out)
     folder = tmp_path / "folder"
     shutil.copytree(FIXTURES / "tiny", folder)

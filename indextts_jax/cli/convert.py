@@ -24,15 +24,16 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from indextts_jax.convert import convert
-    from indextts_jax.models import COMPONENTS
 
     def say(line: str) -> None:
         if not options.quiet:
             print(line, flush=True)
 
+    header = [f"{'component':12} {'tensors':>8} {'parameters':>14} {'not needed':>11}"]
+
     def report(done: Any) -> None:
-        if done.component == COMPONENTS[0]:
-            say(f"{'component':12} {'tensors':>8} {'parameters':>14} {'not needed':>11}")
+        while header:  # once there is something to head
+            say(header.pop())
         names = f"  {_summary(done.unused)}" if options.verbose and done.unused else ""
         numbers = f"{done.tensors:8} {done.parameters:14,} {len(done.unused):11}"
         say(f"{done.component:12} {numbers}{names}")
