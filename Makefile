@@ -13,7 +13,7 @@ demo: $(VENV)/.plot
 	$(BIN)/indextts-jax speak --model demo-model --voice tests/fixtures/audio/voice_24k.wav --text "$(DEMO_TEXT)" \
 		--greedy --max-codes 100 --output demo.wav --plot demo.png --force --quiet
 	@echo "demo.wav and demo.png are there. The embedded model is tiny and its weights are RANDOM: what you hear is noise,"
-	@echo "the same noise that the PyTorch reference makes of these weights. With the official weights of IndexTTS-2:"
+	@echo "as it is when the PyTorch reference speaks with these weights. With the official weights of IndexTTS-2:"
 	@echo "  $(BIN)/indextts-jax convert PATH/TO/checkpoints model"
 	@echo "  $(BIN)/indextts-jax speak --model model --voice voice.wav --text \"Hello.\" --output hello.wav"
 

@@ -160,7 +160,7 @@ def _read(path: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Shar
         arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
         with ocp.Checkpointer(handler) as checkpointer:
             tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments))
-    except (jax.errors.JaxRuntimeError, MemoryError):  # no room for it is no damage
+    except (jax.errors.JaxRuntimeError, MemoryError):  # too little memory for it is no damage
         raise
     except Exception as error:  # Orbax raises Exception itself for an array cut short, and many others
         interrupts.check()
@@ -169,7 +169,9 @@ def _read(path: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Shar
         ) from error
     wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, like)
     if any(jax.tree.leaves(wrong)):
-        raise ModelError(f"{path}: shapes differ from model.json; convert the model again")
+        raise ModelError(
+            f"{path}: damaged or of another configuration (shapes differ from model.json); convert the model again"
+        )
     return tree
 
 

@@ -15,6 +15,7 @@ from indextts_jax.errors import Error
 NAME = "checksums.json"
 _MOST_BYTES = 16_000_000  # of checksums.json
 _BLOCK = 1 << 20
+_AGAIN, _PERMISSIONS = "convert the model again", "check its permissions"
 
 
 def write(folder: Path, paths: Iterable[Path]) -> None:
@@ -33,14 +34,13 @@ def problems(folder: Path, names: Iterable[str] | None = None) -> list[str]:
         if content.decode() != _text(found) or not all(map(_is_inside, entries)):
             raise ValueError("it was changed")
     except Error as error:
-        return [f"{str(error).rpartition('; ')[0]}; convert the model again"]
+        what, _, advice = str(error).rpartition("; ")
+        return [f"{what}; {advice if advice == _PERMISSIONS else _AGAIN}"]
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return [f"{kept}: damaged; convert the model again"]
-    missed = [
-        f"{folder / name}: has no checksum; convert the model again" for name in names or () if name not in entries
-    ]
+        return [f"{kept}: damaged; {_AGAIN}"]
+    missed = [f"{folder / name}: has no checksum; {_AGAIN}" for name in names or () if name not in entries]
     wrong = {name: _wrong(folder / name, *entries[name]) for name in entries if names is None or name in names}
-    return missed + [f"{folder / name}: {what}; convert the model again" for name, what in wrong.items() if what]
+    return missed + [f"{folder / name}: {what}" for name, what in wrong.items() if what]
 
 
 def _text(entries: object) -> str:
@@ -55,13 +55,14 @@ def _is_inside(name: str) -> bool:
 def _wrong(path: Path, size: int, checksum: int) -> str | None:
     try:
         if not path.is_file():
-            return "is missing"
+            return f"is missing; {_AGAIN}"
         if (found := path.stat().st_size) != size:
-            return f"has {found} bytes, but {size} were written"
+            return f"has {found} bytes, but {size} were written; {_AGAIN}"
         if _checksum(path) != checksum:
-            return "damaged, its content is not what was written"
+            return f"damaged, its content is not what was written; {_AGAIN}"
     except OSError as error:
-        return f"cannot be read ({files.reason(error)})"
+        advice = _PERMISSIONS if isinstance(error, PermissionError) else _AGAIN
+        return f"cannot be read ({files.reason(error)}); {advice}"
     return None
 
 

@@ -274,7 +274,7 @@ def test_descriptions_without_bounds_are_refused(copy):
     assert refused(copy).startswith(f"{path}: is larger than 1,000,000 bytes, too large for what it should hold")
 
 
-def test_room_that_is_lacking_is_no_damage(copy, tiny, monkeypatch):
+def test_too_little_memory_is_no_damage(copy, tiny, monkeypatch):
     for error in (MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")):
 
         def restore_nothing(*_: Any, error: Exception = error, **__: Any) -> None:

@@ -1,5 +1,6 @@
 """Whatever the disk changes in a folder is found, and named."""
 
+import errno
 import json
 import os
 import shutil
@@ -64,6 +65,21 @@ def test_what_would_never_end_is_not_read(folder):
         (folder / "a").unlink()
         make(folder / "a")
         assert checksums.problems(folder) == [f"{folder / 'a'}: is missing; convert the model again"]
+
+
+def test_a_closed_file_is_no_damage(folder, monkeypatch):
+    """By a patch: nothing is closed to the superuser."""
+
+    def closed(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", closed)
+        expected = f"{folder / 'a'}: cannot be read (Permission denied); check its permissions"
+        assert checksums.problems(folder, ["a"]) == [expected]
+    monkeypatch.setattr(os, "open", closed)
+    expected = f"{folder / 'checksums.json'}: cannot be read (Permission denied); check its permissions"
+    assert checksums.problems(folder) == [expected]
 
 
 def test_every_byte_of_a_model_counts(converted, tmp_path):

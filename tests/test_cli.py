@@ -19,7 +19,7 @@ import soundfile
 
 import indextts_jax
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden
-from indextts_jax import checkpoint, cli, config, files, pipeline
+from indextts_jax import checkpoint, cli, config, files, models, pipeline
 
 pytestmark = pytest.mark.whole
 
@@ -329,6 +329,29 @@ def test_bad_recordings_are_refused(converted, tmp_path, capsys):
         assert message in refused(capsys, out, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"hidden_dim: 64": "hidden_dim: 65536", "depth: 5": "depth: 32"},
+            "weights of these sizes take 10,208 GB in float32, but this machine has ",
+        ),
+        ({"num_heads: 4": "num_heads: 7"}, "sizes that do not fit together (s2mel: "),
+    ],
+)
+def test_sizes_that_cannot_be_made_are_refused(tmp_path, capsys, monkeypatch, sizes, message):
+    """Each is within its limits. Nothing is made of them."""
+    text = (FIXTURES / "tiny" / "config.yaml").read_text()
+    for size, other in sizes.items():
+        text = text.replace(size, other)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    monkeypatch.setattr(models, "random", lambda *_: pytest.fail("memory is taken"))
+    out = tmp_path / "out.wav"
+    line = refused(capsys, out, "speak", "--random-init", path, "--voice", VOICE, "--text", "a", "--output", out)
+    assert f"--random-init {path}: {message}" in line
+
+
 def test_bad_texts_are_refused(converted, tmp_path, capsys):
     out = tmp_path / "out.wav"
     (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
@@ -466,6 +489,8 @@ def test_a_missing_component_is_named(converted, tmp_path, capsys):
 
 def test_bad_model_folders_are_refused_by_convert(tmp_path, capsys):
     out = tmp_path / "out"
+    assert run("convert", tmp_path, out) == 1
+    assert capsys.readouterr().out == ""
     assert "config.yaml: no such file" in refused(capsys, out, "convert", tmp_path, out)
     folder = tmp_path / "folder"
     shutil.copytree(FIXTURES / "tiny", folder)

@@ -174,3 +174,23 @@ def test_one_head_after_another_is_all_heads_at_once(monkeypatch, mask, bias):
     assert calls
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(each), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_attention_to_a_cache_equals_attention(groups, dtype):
+    """Each group of keys and values serves its heads in turn: heads 0 and 1 the first of two groups."""
+    heads, repeated = 4, 4 // groups
+    q = jnp.asarray(normal(0, 2, 3, heads, 8), dtype)
+    k, v = (jnp.asarray(normal(seed, 2, 6, groups, 8), dtype) for seed in (1, 2))  # [B, S, G, H]
+    mask = np.random.default_rng(3).random((2, 3, 6)) < 0.6
+    mask[:, :, 0], mask[1, 0] = True, False  # one query sees no slot
+    assert not mask[0].all()
+    every_head = (jnp.repeat(x, repeated, axis=2) for x in (k, v))
+    expected = layers.attend(q, *every_head, jnp.asarray(mask)[:, None])
+    slots_last = (x.transpose(0, 2, 3, 1) for x in (k, v))  # [B, G, H, S]
+    y = layers.attend_cached(q, *slots_last, jnp.asarray(mask))
+    assert y.dtype == dtype
+    # Weights and result are rounded to bfloat16 in both; a sum in another order may fall to the next number.
+    tolerance = 2 * float(jnp.finfo(jnp.bfloat16).eps) if dtype == jnp.bfloat16 else 1e-6
+    np.testing.assert_allclose(np.asarray(y, np.float64), np.asarray(expected, np.float64), atol=tolerance)

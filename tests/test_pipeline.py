@@ -158,7 +158,7 @@ def test_buckets_change_nothing(model, voice, monkeypatch):
         "CODES": (20, 21),
         "PROMPT": (393, 400),
         "FRAMES": (426, 430),
-        "CACHE": (70, 90),
+        "BLOCKS": (2, 3),
     }.items():
         monkeypatch.setattr(buckets, name, ladder)
     exact = speak(
@@ -282,3 +282,51 @@ def test_as_many_rows_are_drawn_as_are_asked_for(model, voice, monkeypatch, batc
     pipeline.speak(model.params, model.cfg, [text] * 9, [voice] * 9, range(9), options)
     assert drawn == {batch}
     assert rendered == [1] * 9  # on a CPU
+
+
+def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, voice, caplog):
+    model, text = stopping, stopping.text.analyse("One small test.")
+
+    def stopped(limit, retries):
+        options = Options(Sampling(beams=1), max_codes=limit, steps=1, retries=retries)
+        voices, keys = [voice] * 4, [jax.random.key(i) for i in range(4)]
+        found = pipeline.speak(model.params, model.cfg, [text] * 4, voices, keys, options)
+        return [speech.segments[0] for speech in found]
+
+    once, again = stopped(28, 0), stopped(28, 3)
+    assert sum(segment.stopped for segment in once) < sum(segment.stopped for segment in again)
+    for a, b in zip(once, again, strict=True):
+        if a.stopped:
+            assert a.codes.tolist() == b.codes.tolist()
+    caplog.clear()
+    assert not any(segment.stopped for segment in stopped(1, 2))
+    assert "segment 1 of 1 of text 3 was cut off after 1 codes, each of 3 times" in caplog.text
+    with pytest.raises(ValueError, match="the same codes would come again"):
+        Options(Sampling(sample=False), retries=1)
+
+
+def test_a_cut_segment_is_flagged_and_named(model, voice, caplog):
+    speech = speak(
+        model, "One small test.", voice, options=Options(Sampling(beams=1, sample=False), max_codes=5, steps=2)
+    )
+    assert not speech.segments[0].stopped
+    assert "segment 1 of 1 was cut off after 5 codes" in caplog.text
+
+
+def test_what_does_not_fit_the_model_is_refused(model, voice):
+    long = model.text.analyse("small test " * 150, budget=1000)
+    with pytest.raises(ValueError, match="the model takes 200: use shorter segments"):
+        pipeline.speak(model.params, model.cfg, [long], [voice], [KEY])
+    foreign = model.text.analyse("One small test.")._replace(segment_ids=[[700]])
+    with pytest.raises(ValueError, match=r"bpe\.model belongs to another model"):
+        pipeline.speak(model.params, model.cfg, [foreign], [voice], [KEY])
+    with pytest.raises(ValueError, match="not parallel"):
+        pipeline.speak(model.params, model.cfg, [foreign], [voice, voice], [KEY])
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_codes": 0}, {"batch": 0}, {"retries": -1}, {"steps": 0}, {"silence_ms": -1}, {"guidance": -0.1}]
+)
+def test_bad_options_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Options(**bad)

@@ -36,10 +36,16 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--voice-seconds", type=numbers(float, 0.2), default=[4.56], metavar="S", help="length of the recording (4.56)"
     )
-    group.add_argument("--pieces", type=some, default=[30], metavar="N", help="text pieces (30)")
-    group.add_argument("--steps", type=number(int, 1), default=25, metavar="N", help="of the flow (%(default)s)")
+    group.add_argument("--pieces", type=some, default=[30], metavar="N", help="text pieces of an utterance (30)")
     group.add_argument(
-        "--repeat", type=number(int, 1), default=3, metavar="N", help="runs, of which the median counts (%(default)s)"
+        "--steps", type=number(int, 1), default=25, metavar="N", help="Euler steps of the flow (%(default)s)"
+    )
+    group.add_argument(
+        "--repeat",
+        type=number(int, 1),
+        default=3,
+        metavar="N",
+        help="how often to run; the median counts (%(default)s)",
     )
     group = sub.add_argument_group("figures")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the figures")

@@ -29,9 +29,11 @@ def run(options: argparse.Namespace) -> None:
         if not options.quiet:
             print(line, flush=True)
 
-    say(f"{'component':12} {'tensors':>8} {'parameters':>14} {'not needed':>11}")
+    header = [f"{'component':12} {'tensors':>8} {'parameters':>14} {'not needed':>11}"]
 
     def report(done: Any) -> None:
+        while header:  # once there is something to head
+            say(header.pop())
         names = f"  {_summary(done.unused)}" if options.verbose and done.unused else ""
         numbers = f"{done.tensors:8} {done.parameters:14,} {len(done.unused):11}"
         say(f"{done.component:12} {numbers}{names}")

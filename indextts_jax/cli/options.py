@@ -94,7 +94,7 @@ def add_device(parser: Any) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of weights and computation (default: float32 on a CPU, bfloat16 on GPU and TPU)",
+        help="precision of weights and computation (default: float32 on a CPU, bfloat16 on GPU and TPU)",
     )
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="where to compute (default: the best there is)")
 
@@ -122,7 +122,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-sample", action="store_true", help="do not sample: plain beam search")
     group.add_argument("--greedy", action="store_true", help="the best code at each step: --beams 1 --no-sample")
     group.add_argument(
-        "--temperature", type=number(float, 1e-3, 100), default=0.8, metavar="X", help="of sampling (%(default)s)"
+        "--temperature",
+        type=number(float, 1e-3, 100),
+        default=0.8,
+        metavar="X",
+        help="how freely codes are drawn; near 0: the best ones (%(default)s)",
     )
     group.add_argument(
         "--top-k",
@@ -136,14 +140,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=number(float, 0, 1),
         default=0.8,
         metavar="P",
-        help="sample among the best codes that hold this probability together (%(default)s)",
+        help="sample among the best codes that together hold this probability (%(default)s)",
     )
     group.add_argument(
         "--repetition-penalty",
         type=number(float, 1e-3, 1000),
         default=10.0,
         metavar="X",
-        help="on codes that were drawn before (%(default)s)",
+        help="how strongly to avoid codes that were drawn before; 1: not at all (%(default)s)",
     )
     group.add_argument(
         "--length-penalty",

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import logging
+import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +32,13 @@ from indextts_jax.cli.shared import (
     read_settings,
     read_stdin,
 )
-from indextts_jax.errors import Error, NotFound
+from indextts_jax.errors import Error, NotFound, shown
 
 if TYPE_CHECKING:
     from indextts_jax.audio import Recording
+    from indextts_jax.config import Config
     from indextts_jax.model import Model
+    from indextts_jax.models import Params
     from indextts_jax.pipeline import Audio
     from indextts_jax.request import Given, Options
     from indextts_jax.text import Analysis
@@ -245,14 +249,14 @@ def analyse(options: argparse.Namespace, text: str) -> "Analysis":
 
 def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
     """Random weights of the sizes in a config.yaml, for those who look at speed alone."""
-    from indextts_jax import config, models
+    from indextts_jax import config
     from indextts_jax.model import Model
     from indextts_jax.text import Analysis, TextFrontEnd, split
 
     cfg = config.from_yaml(config.read_yaml(options.random_init))
     dtype = configure_jax(options)
     log.warning("random weights: the output is noise")
-    params = {name: models.random(name, getattr(cfg, name), i, dtype) for i, name in enumerate(models.COMPONENTS)}
+    params = _random_parameters(options.random_init, cfg, dtype)
     vocabulary = options.random_init.parent / "bpe.model"
     if vocabulary.is_file():
         front = TextFrontEnd.load(vocabulary)
@@ -265,6 +269,29 @@ def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
     ids = [[ord(piece) for piece in segment] for segment in segments]
     analysis = Analysis(text, pieces, [i for part in ids for i in part], segments, ids, [])
     return Model(params, cfg, None), analysis  # type: ignore[arg-type]
+
+
+def _random_parameters(path: Path, cfg: "Config", dtype: str) -> "Params":
+    """Each size may be within its limits and all of them together far beyond the machine, so they are summed first."""
+    import jax
+
+    from indextts_jax import models
+
+    like = {}
+    for name in models.COMPONENTS:
+        interrupts.check()
+        try:
+            like[name] = models.shapes(name, getattr(cfg, name))
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise Error(f"--random-init {path}: sizes that do not fit together ({name}: {shown(error)})") from error
+    needed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like)) * jax.numpy.dtype(dtype).itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise Error(
+            f"--random-init {path}: weights of these sizes take {needed / 1e9:,.0f} GB in {dtype}, but this machine "
+            f"has {memory / 1e9:,.0f} GB of memory; use smaller sizes"
+        )
+    return {name: models.random(name, getattr(cfg, name), i, dtype, like[name]) for i, name in enumerate(like)}
 
 
 def _read_text(options: argparse.Namespace) -> str:

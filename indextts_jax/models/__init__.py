@@ -20,13 +20,14 @@ def init(component: str, cfg: Any, key: jax.Array) -> Any:
     return importlib.import_module(f"indextts_jax.models.{component}").init(cfg, key)
 
 
-def random(component: str, cfg: Any, seed: int, dtype: Any) -> Any:
+def random(component: str, cfg: Any, seed: int, dtype: Any, like: Any = None) -> Any:
     """Random parameters of the shapes and roughly the scales of `init`, made leaf by leaf in `dtype`.
 
     For benchmarks: they are drawn by numpy, since compiling `init` for a deep network takes longer than running it.
+    like: what `shapes` found, where it was asked before.
     """
     rng = np.random.default_rng(seed)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(component, cfg))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(component, cfg) if like is None else like)
     made = []
     for path, leaf in leaves:
         name = str(path[-1].key)
