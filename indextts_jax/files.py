@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from indextts_jax import interrupts
 from indextts_jax.errors import Error, NotFound
@@ -30,19 +31,27 @@ class FileError(Error):
     """A file or folder that cannot be read or written; the message says which and what to do."""
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, open for reading. Raises NotFound or FileError, also where it would wait: for a pipe's writer."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise FileError(f"{path}: is no regular file; give a file")
+        return open(file, "rb")
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({reason(error)}); check its permissions") from None
+
+
 def read(path: Path, most: int) -> bytes:
     """The content of a small file, of at most `most` bytes. Raises NotFound or FileError."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which does not wait for the writer of a pipe
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise FileError(f"{path}: is no regular file; give a file")
-            with open(file, "rb", closefd=False) as opened:
-                content = opened.read(most + 1)
-        finally:
-            os.close(file)
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such file; check the path") from None
+        with open_file(path) as file:
+            content = file.read(most + 1)
+    except NotFound:
+        raise
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({reason(error)}); check its permissions") from None
     if len(content) > most:

@@ -121,12 +121,10 @@ class Journal:
     def read(path: Path) -> Iterator[dict[str, Any]]:
         """The entries in their order, whether or not a job appends to them now. Raises NotFound or FileError."""
         try:
-            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            with open(file, "rb") as opened:
-                _check_regular(file, path)
-                yield from (entry for entry, _ in _entries(opened, path) if entry)
-        except FileNotFoundError:
-            raise NotFound(f"{path}: no such journal; check the path") from None
+            with files.open_file(path) as file:
+                yield from (entry for entry, _ in _entries(file, path) if entry)
+        except NotFound:
+            raise
         except OSError as error:
             raise FileError(f"{path}: cannot be read ({reason(error)}); check its permissions") from None
 
@@ -226,7 +224,8 @@ def _locked(path: Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
         try:
-            _check_regular(file, path)
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise FileError(f"{path}: is no regular file; choose another folder")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -244,8 +243,3 @@ def _locked(path: Path) -> int:
             os.close(file)
             raise
         os.close(file)  # it was replaced before it was locked
-
-
-def _check_regular(file: int, path: Path) -> None:
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        raise FileError(f"{path}: is no regular file; choose another folder")

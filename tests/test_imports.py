@@ -16,7 +16,7 @@ LAYERS = (
     ("voice", "reader"),
     ("render", "checkpoint"),
     ("pipeline",),
-    ("warmup", "model"),
+    ("warmup", "model", "manifest"),
     ("convert", "bench"),
     ("cli",),
 )
