@@ -313,7 +313,7 @@ def test_a_file_is_written_piece_by_piece(tmp_path):
         OSError(errno.ENOSPC, "No space left on device"),
     ):
         expected = FileError if type(error) is OSError else type(error)
-        with pytest.raises(expected), files.whole_file(path) as temporary:
+        with pytest.raises(expected), files.whole_file(path) as temporary:  # noqa: PT012
             temporary.write_bytes(b"2")
             raise error
     assert path.read_bytes() == b"1"

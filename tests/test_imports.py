@@ -13,7 +13,7 @@ LAYERS = (
     ("files",),
     ("config", "decoding", "text", "journal"),
     ("audio", "stages", "emotion", "checksums"),
-    ("voice", "reader"),
+    ("voice", "reader", "joining"),
     ("render", "checkpoint"),
     ("pipeline",),
     ("warmup", "model", "manifest"),
