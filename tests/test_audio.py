@@ -499,3 +499,13 @@ def test_a_full_disk_is_noticed(tmp_path: Path, kind: str, size: int):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     write()
+
+
+def test_what_is_missing_in_a_file_is_noticed(tmp_path: Path, monkeypatch):
+    """However it got lost: what was written is read again before it counts."""
+    info = soundfile.info(RECORDINGS / "voice_24k.wav")
+    monkeypatch.setattr(soundfile, "info", lambda _: info)
+    encoder = audio.Encoder(tmp_path / "out", 22050, "flac")
+    encoder.write(np.zeros(9, np.int16))
+    with pytest.raises(FileError, match=rf"out \({info.frames} of 9 samples were written\); free some space"):
+        encoder.close()
