@@ -3,15 +3,18 @@
 Dimensions: N samples, mono, between -1 and 1.
 """
 
+import contextlib
 import io
 import logging
 import math
 import os
 import shutil
 import subprocess
+import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -21,7 +24,7 @@ from jax import Array
 from indextts_jax import interrupts
 from indextts_jax.errors import Error, shown
 from indextts_jax.features import MEL_RATE, SPEECH_RATE
-from indextts_jax.files import reason, write_whole
+from indextts_jax.files import FileError, reason, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +256,11 @@ def to_int16(samples: np.ndarray | Array) -> np.ndarray:
     return np.clip(samples * np.float32(32767), -32767, 32767).astype(np.int16)
 
 
+# ---- files of our own -----------------------------------------------------------------------------------------------
+
+FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS")}
+
+
 def write_wav(path: str | os.PathLike[str], samples: np.ndarray, rate: int = MEL_RATE) -> None:
     """Write samples [N] int16 as a mono WAV file that appears only once it is complete.
 
@@ -263,6 +271,126 @@ def write_wav(path: str | os.PathLike[str], samples: np.ndarray, rate: int = MEL
         raise AudioError(
             f"cannot write {path}: samples {samples.shape} {samples.dtype}; give one channel [N] of int16 (to_int16)"
         )
+    write_whole(path, _encode(samples, rate, "wav"))
+
+
+def encode(samples: np.ndarray, rate: int, kind: str, target_rate: int | None = None) -> bytes:
+    """Samples [N] in -1..1 at `rate` Hz as a mono file of 16 bits, at `target_rate` Hz if that is given.
+
+    kind: "wav" (what `write_wav` writes), "flac", or "ogg" (Vorbis). The same samples give the same bytes, where the
+    libraries are the same. What exceeds -1..1 is clipped. Raises AudioError for NaN, for no samples, and for a
+    rate that `kind` does not know.
+    """
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        raise AudioError(f"samples {samples.shape} {samples.dtype}; give one channel [N] of floats in -1..1")
+    if not len(samples):
+        raise AudioError("there are no samples to encode")
+    target_rate = rate if target_rate is None else target_rate
+    if target_rate < 1:
+        raise AudioError(f"a rate of {target_rate} Hz; give the samples per second")
+    if target_rate != rate:
+        samples = soxr.resample(samples.astype(np.float32), rate, target_rate, quality="HQ")
+    return _encode(to_int16(samples), target_rate, kind)
+
+
+def _encode(samples: np.ndarray, rate: int, kind: str) -> bytes:
     encoded = io.BytesIO()
-    soundfile.write(encoded, samples, rate, format="WAV", subtype="PCM_16")
-    write_whole(path, encoded.getvalue())
+    with Encoder(encoded, rate, kind) as encoder:
+        encoder.write(samples)
+    return encoded.getvalue()
+
+
+class Encoder:
+    """Writes 16-bit samples, piece by piece, as a mono file of a kind of `FORMATS`, into memory or at a path.
+
+    The same samples give the same bytes, in whatever pieces they come. At a path, what cannot be written raises
+    FileError, at `close` at the latest.
+    """
+
+    def __init__(self, file: io.BytesIO | Path, rate: int, kind: str, name: Path | None = None):
+        """name: what messages call it, instead of its path."""
+        self._file, self._kind, self._name = file, kind, name or file
+        self._frames, self._digest, self._waiting = 0, 0, np.zeros(0, np.int16)
+        form, subtype = FORMATS[kind]
+        try:
+            self._sound = soundfile.SoundFile(file, "w", rate, 1, subtype, format=form)
+        except soundfile.SoundFileError as error:
+            if getattr(error, "code", 0) == _SYSTEM_ERROR:
+                raise self._failed(shown(error)) from None
+            raise AudioError(
+                f"cannot write {kind} at {rate} Hz ({shown(error)}); choose another rate or kind"
+            ) from None
+
+    def write(self, samples: np.ndarray) -> None:
+        """Add samples [N] int16."""
+        samples = np.concatenate([self._waiting, samples])
+        whole = len(samples) - len(samples) % _BLOCK
+        for start in range(0, whole, _BLOCK):
+            self._write(samples[start : start + _BLOCK])
+        self._waiting = samples[whole:]
+
+    def _write(self, block: np.ndarray) -> None:
+        try:
+            self._sound.write(block)
+        except (soundfile.SoundFileError, AssertionError) as error:  # fewer were written
+            raise self._failed(shown(error)) from None
+        self._frames += len(block)
+        self._digest = zlib.crc32(block.tobytes(), self._digest)
+
+    def close(self) -> None:
+        """Complete the file, and see that it holds all that was written."""
+        try:
+            if len(self._waiting):
+                self._write(self._waiting)
+        finally:
+            self._sound.close()
+        if self._kind == "ogg":
+            with contextlib.ExitStack() as stack:
+                file = self._file if isinstance(self._file, io.BytesIO) else stack.enter_context(self._file.open("r+b"))
+                file.seek(0)
+                _set_serial(file, self._digest.to_bytes(4, "little"))
+        if isinstance(self._file, Path):
+            try:
+                frames = soundfile.info(str(self._file)).frames
+            except soundfile.SoundFileError as error:
+                raise self._failed(shown(error)) from None
+            if frames != self._frames:
+                raise self._failed(f"{frames} of {self._frames} samples were written")
+
+    def _failed(self, why: str) -> FileError:
+        return FileError(f"cannot write {self._name} ({why}); free some space or choose another place")
+
+    def __enter__(self) -> "Encoder":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._sound.close()
+
+
+_SYSTEM_ERROR = 2  # of libsndfile: not of its formats, but of the file
+# What libsndfile gets at once, in samples: it overflows its stack where it encodes millions as Vorbis, and where its
+# blocks end shows in the bytes.
+_BLOCK = 1 << 16
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # each byte with its bits in reverse
+
+
+def _set_serial(file: BinaryIO, serial: bytes) -> None:
+    """Give the one stream of an Ogg file its serial number, which libsndfile draws by the clock (RFC 3533)."""
+    while len(header := file.read(27)) == 27:  # a file that was cut short is found later
+        start = file.tell() - len(header)
+        sizes = file.read(header[26])
+        rest = header[26:] + sizes + file.read(sum(sizes))
+        end = file.tell()
+        for offset, value in ((14, serial), (22, _checksum(header[:14] + serial + header[18:22] + bytes(4) + rest))):
+            file.seek(start + offset)
+            file.write(value)
+        file.seek(end)
+
+
+def _checksum(page: bytes) -> bytes:
+    """CRC-32 as Ogg has it: zlib's with the bits the other way round, and without its inversions."""
+    reverse = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{reverse:032b}"[::-1], 2).to_bytes(4, "little")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from indextts_jax import interrupts
 from indextts_jax.errors import Error, NotFound
@@ -30,19 +31,27 @@ class FileError(Error):
     """A file or folder that cannot be read or written; the message says which and what to do."""
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, open for reading. Raises NotFound or FileError, also where it would wait: for a pipe's writer."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise FileError(f"{path}: is no regular file; give a file")
+        return open(file, "rb")
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({reason(error)}); check its permissions") from None
+
+
 def read(path: Path, most: int) -> bytes:
     """The content of a small file, of at most `most` bytes. Raises NotFound or FileError."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which does not wait for the writer of a pipe
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise FileError(f"{path}: is no regular file; give a file")
-            with open(file, "rb", closefd=False) as opened:
-                content = opened.read(most + 1)
-        finally:
-            os.close(file)
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such file; check the path") from None
+        with open_file(path) as file:
+            content = file.read(most + 1)
+    except NotFound:
+        raise
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({reason(error)}); check its permissions") from None
     if len(content) > most:
@@ -60,6 +69,22 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises FileError.
     """
+    with _whole_file(path) as temporary:
+        temporary.write(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """An empty temporary file beside `path` that becomes `path` when the block ends, and is removed when it fails.
+
+    For what is written piece by piece; else as `write_whole`. Raises FileError.
+    """
+    with _whole_file(path) as temporary:
+        yield temporary.path
+
+
+@contextmanager
+def _whole_file(path: Path) -> "Iterator[_Temporary]":
     if not path.parent.is_dir():
         raise FileError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     if not path.is_symlink() and path.exists() and not (path.is_file() or path.is_dir()):
@@ -68,10 +93,13 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary = _Temporary(path, "tmp")
     try:
         temporary.make()
-        temporary.write(content)
+        yield temporary
+        temporary.sync()
         interrupts.check()
         os.replace(temporary.path, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
+    except NotFound:  # of another file, that the block needs
+        raise
     except OSError as error:
         raise FileError(f"cannot write {path}: {reason(error)}; choose another place or free some space") from error
     finally:
@@ -113,7 +141,7 @@ def whole(target: Path) -> Iterator[Path]:
         except OSError as error:
             why = exists if os.path.lexists(target) else f"cannot be written ({reason(error)}); choose another place"
             raise FileError(f"{target}: {why}") from None
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         temporary.remove()
 
@@ -157,11 +185,15 @@ class _Temporary:
                     self.remove()
 
     def write(self, content: bytes) -> None:
-        """Write a file's content, onto the disk. Raises OSError."""
+        """Write a file's content. Raises OSError."""
         assert self._lock is not None
         left = memoryview(content)
         while left:
             left = left[os.write(self._lock, left[: 1 << 24]) :]  # in pieces, so that a signal is not kept waiting
+
+    def sync(self) -> None:
+        """Have a file's content on the disk, whoever wrote it. Raises OSError."""
+        assert self._lock is not None
         os.fsync(self._lock)
 
     def remove(self) -> None:
@@ -241,10 +273,10 @@ def _sync(folder: Path) -> None:
                 os.fsync(file)
             finally:
                 os.close(file)
-        _sync_folder(Path(parent))
+        sync_folder(Path(parent))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Have a folder's names on the disk, where its file system can promise that. Raises OSError."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

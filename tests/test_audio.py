@@ -1,9 +1,11 @@
 """Audio files and resampling: against the reference, and what cannot be used."""
 
+import io
 import itertools
 import logging
 import math
 import os
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -381,3 +383,129 @@ def test_unwritable_places_are_named(tmp_path: Path):
     with pytest.raises(audio.AudioError, match=r"give one channel \[N\] of int16"):
         audio.write_wav(tmp_path / "out.wav", np.zeros(10, np.float32))
     assert os.listdir(tmp_path) == ["folder.wav"]
+
+
+# ---- files of our own -----------------------------------------------------------------------------------------------
+
+
+def test_wav_is_encoded_as_it_is_written(tmp_path: Path):
+    samples = speech(0.5, 22050) * 3  # some of which is clipped
+    audio.write_wav(tmp_path / "out.wav", audio.to_int16(samples), 22050)
+    assert audio.encode(samples, 22050, "wav") == (tmp_path / "out.wav").read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "most"), [("wav", 1e-9), ("flac", 1e-9), ("ogg", 0.1)])
+def test_kinds_of_files(kind: str, most: float):
+    samples = speech(4, 22050)  # more than one block
+    encoded = audio.encode(samples, 22050, kind)
+    info = soundfile.info(io.BytesIO(encoded))
+    assert (info.samplerate, info.channels, info.frames) == (22050, 1, len(samples))
+    assert (info.format, info.subtype) == audio.FORMATS[kind]
+    decoded, _ = soundfile.read(io.BytesIO(encoded))
+    assert np.abs(decoded - audio.to_int16(samples) / 32768).max() < most
+    assert kind == "wav" or len(encoded) < 2 * len(samples)
+
+
+@pytest.mark.parametrize("kind", sorted(audio.FORMATS))
+def test_the_same_samples_give_the_same_bytes(tmp_path: Path, kind: str):
+    samples = audio.to_int16(speech(8, 22050))
+    encoded = audio.encode(speech(8, 22050), 22050, kind)
+    assert audio.encode(speech(8, 22050), 22050, kind) == encoded
+    with audio.Encoder(tmp_path / "out", 22050, kind) as encoder:
+        for part in np.array_split(samples, 7):
+            encoder.write(part)
+    assert (tmp_path / "out").read_bytes() == encoded
+
+
+def test_streams_of_ogg_have_numbers_of_their_own():
+    """So that files may be chained; pages keep the checksum that RFC 3533 asks for."""
+    numbers = set()
+    for seconds in (1, 2, 2):
+        encoded = audio.encode(speech(seconds, 22050), 22050, "ogg")
+        numbers.add(encoded[14:18])
+        for page in encoded.split(b"OggS")[1:]:
+            page = b"OggS" + page
+            assert page[14:18] == encoded[14:18]
+            assert checksum(page[:22] + bytes(4) + page[26:]) == int.from_bytes(page[22:26], "little")
+    assert len(numbers) == 2
+
+
+def checksum(page: bytes) -> int:
+    """By the book: polynomial 0x04c11db7, bit by bit."""
+    value = 0
+    for byte in page:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C11DB7 if value >> 31 else 0)) & 0xFFFFFFFF
+    return value
+
+
+def test_much_sound_is_encoded_as_vorbis():
+    """libsndfile crashes where it gets all of it at once."""
+    samples = np.zeros(20_000_000, np.float32)
+    assert soundfile.info(io.BytesIO(audio.encode(samples, 22050, "ogg"))).frames == len(samples)
+
+
+@pytest.mark.parametrize("kind", sorted(audio.FORMATS))
+def test_encoding_at_another_rate(kind: str):
+    rate = 48000
+    tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(22050) / 22050)
+    decoded, found = soundfile.read(io.BytesIO(audio.encode(tone, 22050, kind, rate)))
+    assert (found, len(decoded)) == (rate, rate)
+    expected = 0.5 * np.sin(2 * np.pi * 500 * np.arange(rate) / rate)
+    assert np.abs(decoded - expected)[500:-500].max() < (0.02 if kind == "ogg" else 1e-3)
+    assert audio.encode(tone, 22050, kind, 22050) == audio.encode(tone, 22050, kind)
+
+
+def test_peaks_of_the_filter_are_clipped():
+    square = np.sign(np.sin(np.arange(22050) / 20)).astype(np.float32)
+    decoded, _ = soundfile.read(io.BytesIO(audio.encode(square, 22050, "wav", 24000)), dtype="int16")
+    assert (decoded.min(), decoded.max()) == (-32767, 32767)
+
+
+def test_what_cannot_be_encoded_is_named(tmp_path: Path):
+    samples = speech(0.5, 22050)
+    for broken, message in (
+        (np.zeros(10, np.int16), r"samples \(10,\) int16; give one channel \[N\] of floats in -1..1"),
+        (np.zeros((2, 10)), r"samples \(2, 10\) float64; give one channel"),
+        (np.zeros(0), "there are no samples to encode"),
+        (np.full(10, np.nan), "the waveform holds NaN"),
+    ):
+        with pytest.raises(audio.AudioError, match=message):
+            audio.encode(broken, 22050, "flac")
+    with pytest.raises(audio.AudioError, match=r"a rate of 0 Hz; give the samples per second"):
+        audio.encode(samples, 22050, "flac", 0)
+    with pytest.raises(audio.AudioError, match=r"cannot write flac at 700000 Hz \(.*\); choose another rate or kind"):
+        audio.encode(samples, 22050, "flac", 700_000)
+    with pytest.raises(FileError, match=r"cannot write .*absent/out \(.*System error.*\); free some space or choose"):
+        audio.Encoder(tmp_path / "absent" / "out", 22050, "wav")
+
+
+@pytest.mark.parametrize("kind", sorted(audio.FORMATS))
+@pytest.mark.parametrize("size", [0, 100, 9000])
+def test_a_full_disk_is_noticed(tmp_path: Path, kind: str, size: int):
+    samples = np.random.default_rng(0).integers(-9000, 9000, 60_000).astype(np.int16)
+    path = tmp_path / "temporary"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write() -> None:
+        with audio.Encoder(path, 22050, kind, tmp_path / "out") as encoder:
+            encoder.write(samples)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(FileError, match=r"cannot write .*/out \(.*\); free some space or choose another place"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    write()
+
+
+def test_what_is_missing_in_a_file_is_noticed(tmp_path: Path, monkeypatch):
+    """However it got lost: what was written is read again before it counts."""
+    info = soundfile.info(RECORDINGS / "voice_24k.wav")
+    monkeypatch.setattr(soundfile, "info", lambda _: info)
+    encoder = audio.Encoder(tmp_path / "out", 22050, "flac")
+    encoder.write(np.zeros(9, np.int16))
+    with pytest.raises(FileError, match=rf"out \({info.frames} of 9 samples were written\); free some space"):
+        encoder.close()

@@ -282,3 +282,39 @@ def test_closed_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileError) as caught:
         files.read(tmp_path / "x", 4)
     assert str(caught.value) == f"{tmp_path / 'x'}: cannot be read (Permission denied); check its permissions"
+
+
+def test_a_file_is_opened_without_waiting(tmp_path):
+    (tmp_path / "x").write_bytes(b"12345")
+    with files.open_file(tmp_path / "x") as file:
+        assert file.read() == b"12345"
+    os.mkfifo(tmp_path / "pipe")
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(FileError, match=r": is no regular file; give a file"):
+            files.open_file(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- piece by piece -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_piece_by_piece(tmp_path):
+    path = tmp_path / "out.wav"
+    with files.whole_file(path) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_bytes(b"1")
+        assert not path.exists()
+    assert path.read_bytes() == b"1"
+    for error in (
+        ValueError("x"),
+        KeyboardInterrupt(),
+        NotFound("x"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ):
+        expected = FileError if type(error) is OSError else type(error)
+        with pytest.raises(expected), files.whole_file(path) as temporary:  # noqa: PT012
+            temporary.write_bytes(b"2")
+            raise error
+    assert path.read_bytes() == b"1"
+    assert os.listdir(tmp_path) == ["out.wav"]

@@ -9,14 +9,14 @@ CONVERT = PACKAGE.parent / "convert"
 # From the bottom to the top. A package stands for its files, which may import each other where they make no circle.
 LAYERS = (
     ("errors", "buckets", "timing", "models.layers"),
-    ("interrupts", "models", "features", "seeds", "yaml_file", "rules"),
+    ("interrupts", "models", "features", "seeds", "yaml_file", "rules", "shards"),
     ("files",),
-    ("config", "decoding", "text"),
+    ("config", "decoding", "text", "journal"),
     ("audio", "stages", "emotion", "checksums"),
-    ("voice", "reader"),
+    ("voice", "reader", "joining"),
     ("render", "checkpoint"),
     ("pipeline",),
-    ("warmup", "model"),
+    ("warmup", "model", "manifest"),
     ("convert", "bench"),
     ("cli",),
 )
