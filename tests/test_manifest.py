@@ -22,7 +22,7 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error, NotFound
 from indextts_jax.files import FileError
 from indextts_jax.manifest import FIELDS, Defaults, Feeling, Item, Problem
-from indextts_jax.pipeline import Options
+from indextts_jax.request import Options
 
 SAD = (0.0, 0.0, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0)
 
