@@ -8,6 +8,8 @@ command line prints that line and nothing else; whatever else escapes is a bug o
 class Error(ValueError):
     """What a user can get wrong: the message names the file or the value and says what to do."""
 
+    status = 1  # what a command ends with
+
 
 def short(value: object, most: int = 60) -> str:
     """A value as a message shows it: on one line, and cut where it is long."""

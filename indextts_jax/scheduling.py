@@ -9,7 +9,7 @@ in groups, and gives every request its samples or its own error. What it holds d
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -57,7 +57,7 @@ def run(
     mels: bool = False,
     tick: Callable[[int, int], None] = lambda drawn, finished: None,
     usage: Usage | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Speak requests as they come: -> their results, in the order in which they are finished.
 
     requests are taken when there is a place for them, a few ahead; None among them means that there is none at the
@@ -185,7 +185,7 @@ class _Loop:
             again = f", each of {draw.attempts} times" if draw.attempts > 1 else ""
             log.warning(
                 "%s was cut off after %d codes%s: its text may be incomplete; shorter segments, another seed or "
-                "retries avoid it",
+                "retries may avoid it",
                 row.request.name, len(best.codes), again,
             )  # fmt: skip
         self._do(lambda: self._groups.add(row))

@@ -8,11 +8,11 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from indextts_jax import __version__, interrupts
-from indextts_jax.cli import bench, convert, emotion, info, speak, text, voice, warmup
+from indextts_jax.cli import batch, bench, convert, emotion, info, speak, text, voice, warmup
 from indextts_jax.cli.options import Parser
 from indextts_jax.errors import Error
 
-COMMANDS = (convert, info, voice, emotion, text, speak, warmup, bench)
+COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def run_command(command: Callable[[argparse.Namespace], None], options: argparse
     except (Error, OSError) as error:
         if os.environ.get("INDEXTTS_TRACEBACK"):
             traceback.print_exc()
-        return _fail(" ".join(str(error).split()))
+        return _fail(" ".join(str(error).split()), getattr(error, "status", 1))
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return _fail("out of memory on the device; use --dtype bfloat16, a smaller --batch or a shorter text")

@@ -115,6 +115,32 @@ def add_text(group: Any) -> None:
     )
 
 
+def add_emotion(sub: argparse.ArgumentParser) -> None:
+    """What is felt."""
+    group = sub.add_argument_group("emotion", "Without one of these, the emotion is that of the voice's recording.")
+    felt = group.add_mutually_exclusive_group()
+    felt.add_argument(
+        "--emotion",
+        metavar="W",
+        help="weights: happy=0.6,calm=0.2 or all eight, each 0 to 1.2, in the order happy, angry, sad, afraid, "
+        "disgusted, melancholic, surprised, calm",
+    )
+    felt.add_argument("--emotion-audio", type=Path, metavar="FILE", help="recording that shows it, or an Emotion file")
+    felt.add_argument("--emotion-text", metavar="TEXT", help="text that expresses it; Qwen reads the weights off it")
+    felt.add_argument("--emotion-from-text", action="store_true", help="let Qwen read it off the text that is spoken")
+    group.add_argument("--emotion-alpha", type=number(float, 0, 1), metavar="X", help="its strength, 0 to 1 (1)")
+    group.add_argument(
+        "--emotion-random",
+        action="store_true",
+        help="weights: use vectors of speakers drawn by --seed, not of those most similar to the voice",
+    )
+    group.add_argument(
+        "--emotion-normalize",
+        action="store_true",
+        help="weights: correct them as the reference's web page does; they then sum to 0.8 at most",
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How codes are drawn."""
     group = parser.add_argument_group("sampling", "How codes are drawn: the defaults are the reference's.")

@@ -170,13 +170,17 @@ class Progress:
         if self._bar is not None or self._lines:
             self._thread.start()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         interrupts.check()
+        self.show(stage, done, total, note)
+
+    def show(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """As a call, but a signal raises nothing."""
         changed = not self._text.startswith(stage)
-        self._text = f"{stage}: {done} of {total}"
+        self._text = f"{stage}: {done} of {total}{note}"
         if self._bar is not None:
             self._bar.total, self._bar.n = max(total, 1), done
-            self._bar.set_description_str(stage)
+            self._bar.set_description_str(f"{stage}{note}")
         elif self._lines and changed:
             self._say()
 

@@ -13,6 +13,7 @@ from indextts_jax import interrupts
 from indextts_jax.cli.options import (
     add_common,
     add_device,
+    add_emotion,
     add_model,
     add_rendering,
     add_sampling,
@@ -88,28 +89,7 @@ def add(commands: Any) -> None:
     add_text(group)
     add_device(group)
 
-    group = sub.add_argument_group("emotion", "Without one of these, the emotion is that of the voice's recording.")
-    felt = group.add_mutually_exclusive_group()
-    felt.add_argument(
-        "--emotion",
-        metavar="W",
-        help="weights: happy=0.6,calm=0.2 or all eight, each 0 to 1.2, in the order happy, angry, sad, afraid, "
-        "disgusted, melancholic, surprised, calm",
-    )
-    felt.add_argument("--emotion-audio", type=Path, metavar="FILE", help="recording that shows it, or an Emotion file")
-    felt.add_argument("--emotion-text", metavar="TEXT", help="text that expresses it; Qwen reads the weights off it")
-    felt.add_argument("--emotion-from-text", action="store_true", help="let Qwen read it off the text that is spoken")
-    group.add_argument("--emotion-alpha", type=number(float, 0, 1), metavar="X", help="its strength, 0 to 1 (1)")
-    group.add_argument(
-        "--emotion-random",
-        action="store_true",
-        help="weights: use vectors of speakers drawn by --seed, not of those most similar to the voice",
-    )
-    group.add_argument(
-        "--emotion-normalize",
-        action="store_true",
-        help="weights: correct them as the reference's web page does; they then sum to 0.8 at most",
-    )
+    add_emotion(sub)
     add_sampling(sub)
     group = sub.add_argument_group("rendering and research")
     add_rendering(group)

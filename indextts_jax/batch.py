@@ -1,0 +1,517 @@
+"""Batch jobs: the items of a manifest become audio files; what is done is never done twice, and nothing is lost.
+
+    plan = check(job)
+    run(job, plan, models)
+
+The journal in the output folder says what is done. An item's key is a digest of all that determines its audio: the same
+job again does what is missing, and a changed option does anew what it changes.
+"""
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from indextts_jax import (
+    __version__,
+    audio,
+    checkpoint,
+    devices,
+    files,
+    hearing,
+    interrupts,
+    joining,
+    manifest,
+    pipeline,
+)
+from indextts_jax.config import Config
+from indextts_jax.errors import Error
+from indextts_jax.files import FileError
+from indextts_jax.hearing import Heard, Hearing
+from indextts_jax.journal import Journal, Record, key, merge
+from indextts_jax.manifest import Defaults, Item, Problem
+from indextts_jax.model import Model
+from indextts_jax.request import Request, Result
+from indextts_jax.scheduling import BATCH, Usage
+from indextts_jax.shards import Shard
+from indextts_jax.text import Analysis, TextFrontEnd, load_glossary
+from indextts_jax.timing import Stopwatch
+
+log = logging.getLogger(__name__)
+
+JOURNAL, FAILURES, SUMMARY, KEPT = "journal.jsonl", "failures.jsonl", "summary.json", ".voices"
+AHEAD = 8  # items whose files are read ahead
+PATIENCE = 600.0  # seconds to wait for a disk that is full
+MOST_PROBLEMS = 100  # that are shown
+SECONDS_PER_PIECE = 0.1  # of speech: what a plan estimates with
+
+
+class Refused(Error):
+    """A job that cannot begin, with all that is wrong with its manifest."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()):
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do."""
+
+    manifest: Path
+    folder: Path  # of the outputs
+    model: Path  # a converted one
+    defaults: Defaults = field(default_factory=Defaults)
+    kind: str = "wav"  # of `audio.FORMATS`
+    rate: int | None = None  # Hz; None: the model's
+    batch: int | None = None  # as in `scheduling.run`
+    shard: Shard = field(default_factory=Shard)
+    limit: int | None = None  # of items
+    only_failed: bool = False
+    force: bool = False  # replace outputs that no journal knows
+    attempts: int = 3  # to speak an item, over all runs
+    joined: Path | None = None  # one file of all outputs, in the manifest's order
+    subtitles: tuple[Path, ...] = ()  # of it
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.kind}"
+
+    @property
+    def journal(self) -> Path:
+        """Of this shard alone."""
+        if self.shard.count == 1:
+            return self.folder / JOURNAL
+        return self.folder / f"journal-{self.shard.index}-of-{self.shard.count}.jsonl"
+
+    def items(self) -> Iterator[Item]:
+        """Those of this shard, up to the limit; lines with problems are left out."""
+        found = 0
+        for item in manifest.read(self.manifest, self.defaults, self.suffix, self.folder):
+            if isinstance(item, Item) and self.shard.holds(item.id):
+                if found == self.limit:
+                    return
+                found += 1
+                yield item
+
+
+@dataclass
+class Plan:
+    """What a job amounts to."""
+
+    items: int = 0
+    done: int = 0  # of them, by their outputs and journals; a changed option shows only later
+    voices: int = 0  # different recordings
+    segments: int = 0
+    seconds: float = 0.0  # of speech, estimated from the lengths of the texts
+
+    def __str__(self) -> str:
+        length = f"{self.seconds / 3600:.1f} hours" if self.seconds >= 7200 else f"{self.seconds:.0f} s"
+        return (
+            f"{self.items} items ({self.done} of them done), {self.voices} voices, {self.segments} segments, about "
+            f"{length} of speech"
+        )
+
+
+@dataclass
+class Summary:
+    """What a run has done; `to_dict` is written to summary.json."""
+
+    items: int = 0  # of this run, those that were done before left out
+    before: int = 0  # done in earlier runs
+    done: int = 0
+    failed: int = 0
+    left: int = 0  # not begun: an interrupt came, or they had failed too often
+    listened: int = 0  # recordings
+    segments: int = 0
+    retried: int = 0
+    cut: int = 0
+    audio: float = 0.0  # seconds
+    seconds: float = 0.0  # without loading the model
+    preparing: float = 0.0  # of them, tracing, loading and compiling programs
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of computing per second of audio, without compilation."""
+        return (self.seconds - self.preparing) / self.audio if self.audio else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        usage = self.usage
+        return asdict(self) | {
+            "usage": {
+                "drawing_seconds": round(usage.drawing, 3),
+                "rendering_seconds": round(usage.rendering, 3),
+                "idle_rows": round(1 - usage.used_row_steps / max(1, usage.row_steps), 4),
+                "padded_frames": round(1 - usage.used_frames / max(1, usage.frames), 4),
+            },
+            "real_time_factor": round(self.real_time_factor, 4),
+            "versions": _versions(),
+        }
+
+
+def _versions() -> dict[str, str]:
+    return {"indextts_jax": __version__, "jax": jax.__version__}
+
+
+# ---- before it begins -----------------------------------------------------------------------------------------------
+
+
+class _Texts:
+    """Front ends, one per glossary."""
+
+    def __init__(self, front: TextFrontEnd):
+        self._front = front
+        self._of = functools.lru_cache(16)(lambda path: replace(front, glossary=load_glossary(path)))
+
+    def analyse(self, item: Item) -> Analysis:
+        """Raises Error for a text without a sound, or a glossary that cannot be read."""
+        front = self._of(item.glossary) if item.glossary else self._front
+        return front.analyse(item.text, item.segment_tokens, language=item.language)
+
+
+def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Plan:
+    """Read the whole manifest, texts too, without weights: -> what is to be done.
+
+    progress: called with the items read so far. Raises Refused with every problem there is, by its line.
+    """
+    cfg, _ = checkpoint.read_description(job.model)
+    texts = _Texts(checkpoint.load_text(job.model))
+    records = known(job)
+    outputs = {record.output for record in records.values()}
+    plan, problems, voices = Plan(), [], set()
+    for number, item in enumerate(manifest.read(job.manifest, job.defaults, job.suffix, job.folder)):
+        progress(number)
+        if isinstance(item, Problem):
+            problems.append(item)
+            continue
+        try:
+            analysis = texts.analyse(item)
+            longest = max(map(len, analysis.segment_ids))
+            if longest > cfg.gpt.most_texts:
+                raise Error(
+                    f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}; make "
+                    "segment_tokens smaller"
+                )
+        except Error as error:
+            problems.append(Problem(item.line, str(error)))
+            continue
+        exists = (job.folder / item.output).exists()
+        if exists and not job.force and str(item.output) not in outputs:
+            problems.append(
+                Problem(item.line, f"{job.folder / item.output} exists already; add --force to replace it, or move it")
+            )
+        if not job.shard.holds(item.id) or plan.items == job.limit:
+            continue
+        record = records.get(item.id)
+        plan.items += 1
+        plan.done += exists and record is not None and record.status == "done"
+        plan.segments += len(analysis.segments)
+        plan.seconds += SECONDS_PER_PIECE * len(analysis.ids)
+        voices.add(hashlib.sha256(f"{item.voice}:{item.voice_start}".encode()).digest())
+    plan.voices = len(voices)
+    if problems:
+        raise Refused(f"{job.manifest}: {len(problems)} problems; nothing was begun", problems)
+    return plan
+
+
+def known(job: Job) -> dict[str, Record]:
+    """What every journal in the output folder says of each item: done by any of them is done."""
+    found: dict[str, Record] = {}
+    for path in sorted(job.folder.glob("journal*.jsonl")):
+        for entry in Journal.read(path):
+            record = Record(*(entry[name] for name in Record._fields))
+            if found.get(entry["id"]) is None or path == job.journal or record.status == "done":
+                found[entry["id"]] = record
+    return found
+
+
+# ---- while it runs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Work:
+    """An item that is being spoken."""
+
+    item: Item
+    key: str
+    attempts: int  # this one included
+    requests: list[Request] = field(default_factory=list)
+    results: dict[int, Result] = field(default_factory=dict)  # by the segment
+
+
+def run(
+    job: Job,
+    models: Sequence[Model],
+    progress: Callable[[Summary, int], None] = lambda summary, planned: None,
+    planned: int = 0,
+) -> Summary:
+    """Speak what is missing, on the devices of the models, one each: -> what was done.
+
+    progress: called now and then with the summary so far and `planned`. A first signal finishes what is on the devices,
+    then raises `interrupts.Interrupted`; a second one ends the process. Raises Error where the journal cannot be
+    written.
+    """
+    with interrupts.shielded(), Journal.open(job.journal) as journal, Stopwatch() as watch:
+        loop = _Run(job, models, journal, watch)
+        summary = loop.speak(lambda: progress(loop.summary, planned))
+        summary.seconds, summary.preparing = watch.seconds, watch.preparing
+        _report(job, journal, summary)
+    return summary
+
+
+class _Run:
+    """One run of a job."""
+
+    def __init__(self, job: Job, models: Sequence[Model], journal: Journal, watch: Stopwatch):
+        self._job, self._models, self._journal, self._watch = job, models, journal, watch
+        self._cfg: Config = models[0].cfg
+        self._texts = _Texts(models[0].text)
+        dtype = jax.tree.leaves(models[0].params["gpt"])[0].dtype
+        self._hearing = Hearing(models[0], job.model, job.folder / KEPT, dtype)
+        self._same = {"model": hearing.model_digest(job.model), "dtype": str(dtype), "kind": job.kind, "rate": job.rate}
+        self._known = known(job) | journal.records
+        self._lock = threading.Lock()  # of the summary
+        self._waiting = threading.Semaphore(2 * (job.batch or BATCH) * len(models))  # audio that is not written yet
+        self._error: BaseException | None = None  # of the writer
+        self._stamp = _versions()
+        self.summary = Summary()
+
+    def speak(self, tick: Callable[[], None]) -> Summary:
+        """Speak all there is to speak."""
+        params = [model.params for model in self._models]
+
+        def watch() -> None:
+            if self._error:
+                raise self._error
+            self.summary.seconds, self.summary.preparing = self._watch.seconds, self._watch.preparing
+            tick()
+
+        with ThreadPoolExecutor(1) as self._writer:
+            spoken = devices.run(params, self._cfg, self._requests(), self._job.batch, True, watch, self.summary.usage)
+            for result in spoken:
+                work: _Work = result.request.tag
+                work.results[id(result.request)] = result
+                if len(work.results) == len(work.requests):
+                    self._hand_over(self._finish, work)
+        if self._error:
+            raise self._error
+        self.summary.listened = self._hearing.listened
+        return self.summary
+
+    def _requests(self) -> Iterator[Request]:
+        """The segments of every item that is to be spoken, whose files are read a few items ahead."""
+        with ThreadPoolExecutor(2) as readers:
+            ahead: deque[tuple[Item, Future[Heard]]] = deque()
+            items = self._job.items()
+            while True:
+                while len(ahead) < AHEAD and not interrupts.pending() and (item := next(items, None)) is not None:
+                    ahead.append((item, readers.submit(Heard, item)))
+                if not ahead or interrupts.pending():
+                    self.summary.left += len(ahead)
+                    return
+                item, heard = ahead.popleft()
+                yield from self._begin(item, heard)
+
+    def _begin(self, item: Item, reading: "Future[Heard]") -> list[Request]:
+        """The segments of an item; none where there is nothing to do or it cannot be begun."""
+        before, work = self._known.get(item.id), _Work(item, "", 1)
+        try:
+            heard = reading.result()
+            work.key = self._key(item, heard)
+            same = before is not None and before.key == work.key
+            if before is not None and same:
+                if before.status == "done" and (self._job.folder / item.output).exists():
+                    self.summary.before += 1
+                    return []
+                if before.status != "done":
+                    work.attempts = before.attempts + 1
+                    if before.attempts >= self._job.attempts:
+                        self.summary.left += 1
+                        return []
+            if self._job.only_failed and not (before and before.status != "done"):
+                self.summary.left += 1
+                return []
+            self.summary.items += 1
+            model = self._models[0]
+            voice = self._hearing.voice(item.voice, heard.voice_digest, item.voice_start, heard.voice)
+            felt = hearing.feeling(self._hearing, item, heard)
+            work.requests = pipeline.requests(
+                model.params, self._cfg, self._texts.analyse(item), voice, item.seed, item.options, felt,
+                of=f" of {item.id}", tag=work,
+            )  # fmt: skip
+        except Error as error:
+            self._hand_over(self._fail, work, error)
+        return work.requests
+
+    def _key(self, item: Item, heard: Heard) -> str:
+        feeling = item.feeling and asdict(item.feeling) | {"audio": heard.felt_digest}
+        glossary = hearing.digest(item.glossary) if item.glossary else None
+        options = asdict(item.options)
+        del options["batch"]
+        return key(
+            text=item.text, voice=heard.voice_digest, start=item.voice_start, feeling=feeling, seed=item.seed,
+            language=item.language, glossary=glossary, segment_tokens=item.segment_tokens, options=options,
+            output=str(item.output), **self._same,
+        )  # fmt: skip
+
+    # What follows runs in the writer's thread, which ends items one after another.
+
+    def _hand_over(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the writer do something, when it has not too much to do."""
+        self._waiting.acquire()
+
+        def write() -> None:
+            try:
+                if self._error is None:
+                    function(*arguments)
+            except BaseException as error:
+                self._error = error
+            finally:
+                self._waiting.release()
+
+        self._writer.submit(write)
+
+    def _finish(self, work: _Work) -> None:
+        """Write the audio of an item, and what became of it into the journal."""
+        results = [work.results[id(request)] for request in work.requests]
+        if error := next((result.error for result in results if result.error), None):
+            self._fail(work, error, results)
+            return
+        job, item = self._job, work.item
+        speech = pipeline.join(self._cfg, results, item.options)
+        path = job.folder / item.output
+        try:
+            content = audio.encode(speech.samples, speech.rate, job.kind, job.rate)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _patiently(functools.partial(files.write_whole, path, content))
+        except (Error, OSError) as error:
+            self._fail(work, error, results)
+            return
+        seconds = len(speech.samples) / speech.rate
+        self._journal_of(work, results, status="done", output=str(item.output), seconds=round(seconds, 6))
+        with self._lock:
+            self.summary.done += 1
+            self.summary.audio += seconds
+
+    def _fail(self, work: _Work, error: Exception, results: Sequence[Result] = ()) -> None:
+        message = " ".join(str(error).split())
+        log.warning("%s: %s", work.item.id, message)
+        self._journal_of(work, results, status="failed", output=None, error=message)
+        with self._lock:
+            self.summary.failed += 1
+
+    def _journal_of(self, work: _Work, results: Sequence[Result], **more: Any) -> None:
+        cut, retried = sum(not result.stopped for result in results), sum(result.attempts > 1 for result in results)
+        entry = {
+            "id": work.item.id, "key": work.key, "attempts": work.attempts, "seed": work.item.seed,
+            "codes": sum(len(result.codes) for result in results), "segments": len(results),
+            "flags": ["cut"] * (cut > 0) + ["retried"] * (retried > 0), **more, "versions": self._stamp,
+        }  # fmt: skip
+        _patiently(lambda: self._journal.append(entry))
+        with self._lock:
+            self.summary.segments += len(results)
+            self.summary.cut += cut
+            self.summary.retried += retried
+
+
+def _patiently(write: Callable[[], None]) -> None:
+    """Write, and where the disk is full, wait for a while and try again. Raises FileError in the end."""
+    begin, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            return write()
+        except FileError as error:
+            full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or interrupts.pending() or time.monotonic() - begin + pause > PATIENCE:
+                raise
+            log.warning("%s; trying again in %.0f s", error, pause)
+        time.sleep(pause)
+        pause = min(30.0, 2 * pause)
+
+
+# ---- afterwards -----------------------------------------------------------------------------------------------------
+
+
+def _report(job: Job, journal: Journal, summary: Summary) -> None:
+    """summary.json, and failures.jsonl where some have failed: its lines are those of the journal."""
+    shard = "" if job.shard.count == 1 else f"-{job.shard.index}-of-{job.shard.count}"
+    failed = [entry for entry in _last(journal.path, journal.records) if entry["status"] != "done"]
+    failures = job.folder / FAILURES.replace(".", f"{shard}.")
+    if failed or failures.exists():
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in failed)
+        files.write_whole(failures, "".join(lines).encode())
+    summaries = job.folder / SUMMARY.replace(".", f"{shard}.")
+    files.write_whole(summaries, (json.dumps(summary.to_dict(), indent=1) + "\n").encode())
+
+
+def _last(path: Path, records: dict[str, Record]) -> Iterator[dict[str, Any]]:
+    """The last entry of each item that is not done."""
+    failed = {id for id, record in records.items() if record.status != "done"}
+    found = {entry["id"]: entry for entry in Journal.read(path) if entry["id"] in failed}
+    yield from found.values()
+
+
+def missing(job: Job, records: dict[str, Record]) -> tuple[int, list[str], list[str]]:
+    """The manifest beside what journals say: -> items, those that are not done, and those of them that have failed."""
+    items, left, failed = 0, [], []
+    for item in replace(job, shard=Shard(), limit=None).items():
+        items += 1
+        record = records.get(item.id)
+        if record is None or record.status != "done" or not (job.folder / item.output).exists():
+            left.append(item.id)
+            failed += [item.id] if record is not None and record.status != "done" else []
+    return items, left, failed
+
+
+def merge_shards(job: Job) -> tuple[int, list[str], list[str]]:
+    """Join the journals of all shards in journal.jsonl: -> what `missing` says then. Raises FileError, NotFound."""
+    paths = sorted(job.folder.glob("journal-*-of-*.jsonl"))
+    if not paths:
+        raise Error(f"{job.folder}: holds no journals of shards (journal-0-of-8.jsonl, ...); check --output-dir")
+    whole = job.folder / JOURNAL
+    merge([*([whole] if whole.exists() else []), *paths], whole)
+    return missing(job, known(job))
+
+
+def join_outputs(job: Job) -> float:
+    """Write one file of all outputs, in the manifest's order with its silences, and its subtitles: -> seconds.
+
+    Raises Error where outputs are missing.
+    """
+    assert job.joined is not None
+    _, left, _ = missing(job, known(job))
+    if left:
+        raise Error(
+            f"{job.joined}: not written, since {len(left)} items are not done ({', '.join(left[:3])}, ...); run the "
+            "same command again"
+        )
+    rate = job.rate or audio.MEL_RATE
+
+    def parts() -> Iterable[joining.Part]:
+        for item in job.items():
+            path = job.folder / item.output
+            cue = joining.Cue(0, _frames(path), item.text)
+            yield joining.Part(path, item.silence_after_ms, (cue,))
+
+    return joining.join(parts(), job.joined, job.kind, rate, True, job.subtitles) / rate
+
+
+def _frames(path: Path) -> int:
+    import soundfile
+
+    try:
+        return soundfile.info(str(path)).frames
+    except (RuntimeError, OSError) as error:
+        raise Error(f"{path}: cannot be read ({error}); remove it and run the same command again") from None
