@@ -134,6 +134,7 @@ class Summary:
     failed: int = 0
     left: int = 0  # not begun: an interrupt came, or they had failed too often
     listened: int = 0  # recordings
+    listening: float = 0.0  # seconds that it took, and reading emotions off texts
     segments: int = 0
     retried: int = 0
     cut: int = 0
@@ -307,7 +308,7 @@ class _Run:
                     self._hand_over(self._finish, work)
         if self._error:
             raise self._error
-        self.summary.listened = self._hearing.listened
+        self.summary.listened, self.summary.listening = self._hearing.listened, self._hearing.seconds
         return self.summary
 
     def _requests(self) -> Iterator[Request]:
@@ -326,42 +327,45 @@ class _Run:
 
     def _begin(self, item: Item, reading: "Future[Heard]") -> list[Request]:
         """The segments of an item; none where there is nothing to do or it cannot be begun."""
-        before, work = self._known.get(item.id), _Work(item, "", 1)
+        heard: Heard | None = None
+        error: Error | None = None
         try:
             heard = reading.result()
-            work.key = self._key(item, heard)
-            same = before is not None and before.key == work.key
-            if before is not None and same:
-                if before.status == "done" and (self._job.folder / item.output).exists():
-                    self.summary.before += 1
-                    return []
-                if before.status != "done":
-                    work.attempts = before.attempts + 1
-                    if before.attempts >= self._job.attempts:
-                        self.summary.left += 1
-                        return []
-            if self._job.only_failed and not (before and before.status != "done"):
-                self.summary.left += 1
+        except Error as found:
+            error = found
+        before, work = self._known.get(item.id), _Work(item, self._key(item, heard), 1)
+        failed = before is not None and before.status != "done"
+        if before is not None and before.key == work.key:
+            if not failed and (self._job.folder / item.output).exists():
+                self.summary.before += 1
                 return []
-            self.summary.items += 1
-            model = self._models[0]
+            work.attempts += before.attempts if failed else 0
+        if work.attempts > self._job.attempts or (self._job.only_failed and not failed):
+            self.summary.left += 1
+            return []
+        self.summary.items += 1
+        try:
+            if error or heard is None:
+                raise error or Error("not read")
             voice = self._hearing.voice(item.voice, heard.voice_digest, item.voice_start, heard.voice)
             felt = hearing.feeling(self._hearing, item, heard)
             work.requests = pipeline.requests(
-                model.params, self._cfg, self._texts.analyse(item), voice, item.seed, item.options, felt,
+                self._models[0].params, self._cfg, self._texts.analyse(item), voice, item.seed, item.options, felt,
                 of=f" of {item.id}", tag=work,
             )  # fmt: skip
-        except Error as error:
-            self._hand_over(self._fail, work, error)
+        except Error as found:
+            self._hand_over(self._fail, work, found)
         return work.requests
 
-    def _key(self, item: Item, heard: Heard) -> str:
-        feeling = item.feeling and asdict(item.feeling) | {"audio": heard.felt_digest}
-        glossary = hearing.digest(item.glossary) if item.glossary else None
+    def _key(self, item: Item, heard: Heard | None) -> str:
+        """The key of an item; of one whose files cannot be read, by their names."""
+        names = str(item.voice), "", None
+        voice, felt, glossary = (heard.voice_digest, heard.felt_digest, heard.glossary_digest) if heard else names
+        feeling = item.feeling and asdict(item.feeling) | {"audio": felt}
         options = asdict(item.options)
         del options["batch"]
         return key(
-            text=item.text, voice=heard.voice_digest, start=item.voice_start, feeling=feeling, seed=item.seed,
+            text=item.text, voice=voice, start=item.voice_start, feeling=feeling, seed=item.seed,
             language=item.language, glossary=glossary, segment_tokens=item.segment_tokens, options=options,
             output=str(item.output), **self._same,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +23,6 @@ from indextts_jax.manifest import Feeling, Item
 from indextts_jax.model import Model
 from indextts_jax.voice import Voice
 
-MOST_RECORDING = 1 << 31  # bytes of a file that is heard
 KEPT = 64  # voices, and as many emotions, in memory
 
 T = TypeVar("T")
@@ -56,6 +56,7 @@ class Hearing:
         self._weights: OrderedDict[str, tuple[float, ...]] = OrderedDict()
         self._reader: Any = None
         self.listened = 0  # recordings that were not kept yet
+        self.seconds = 0.0  # that listening and reading took
 
     def voice(self, path: Path, content: str, start: float, recording: Recording | None) -> Voice:
         """The voice in a file of the digest `content`, from `start` seconds on.
@@ -132,7 +133,9 @@ class Hearing:
         try:
             found = load(path)
         except (Error, ValueError, TypeError):  # not there, or damaged: it is made again
+            begin = perf_counter()
             found = make()
+            self.seconds += perf_counter() - begin
             try:
                 self._folder.mkdir(exist_ok=True)
                 save(path, found)
@@ -151,6 +154,7 @@ class Heard:
         self.voice_digest, feeling = digest(item.voice), item.feeling
         whole = item.voice.suffix == ".safetensors"
         self.voice = None if whole else audio.load_speaker(item.voice, item.voice_start)
+        self.glossary_digest = digest(item.glossary) if item.glossary else None
         self.felt_digest, self.felt = "", None
         if feeling and feeling.audio:
             self.felt_digest = digest(feeling.audio)
