@@ -470,7 +470,7 @@ def _last(path: Path, records: dict[str, Record]) -> Iterator[dict[str, Any]]:
 def missing(job: Job, records: dict[str, Record]) -> tuple[int, list[str], list[str]]:
     """The manifest beside what journals say: -> items, those that are not done, and those of them that have failed."""
     items, left, failed = 0, [], []
-    for item in replace(job, shard=Shard(), limit=None).items():
+    for item in replace(job, shard=Shard()).items():
         items += 1
         record = records.get(item.id)
         if record is None or record.status != "done" or not (job.folder / item.output).exists():
@@ -486,7 +486,7 @@ def merge_shards(job: Job) -> tuple[int, list[str], list[str]]:
         raise Error(f"{job.folder}: holds no journals of shards (journal-0-of-8.jsonl, ...); check --output-dir")
     whole = job.folder / JOURNAL
     merge([*([whole] if whole.exists() else []), *paths], whole)
-    return missing(job, known(job))
+    return missing(replace(job, limit=None), known(job))
 
 
 def join_outputs(job: Job) -> float:

@@ -184,6 +184,7 @@ def test_the_same_bytes_shuffled_in_shards_and_resumed(first, converted, model, 
     same_bytes(converted, model, tmp_path, jobs.rows(COUNT), first[2])
 
 
+@pytest.mark.slow
 def test_the_same_bytes_on_four_devices(first, converted, tmp_path):
     assert on_four_devices(converted, tmp_path, jobs.rows(COUNT)) == first[2]
 
