@@ -19,7 +19,7 @@ from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, s2mel
-from indextts_jax.render import _stacked, gather, second_pass, target_frames, text_batch, to_mel
+from indextts_jax.render import _stacked, gather, second_pass, spoken_frames, target_frames, text_batch, to_mel
 from indextts_jax.request import Given, Request, Result
 
 FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
@@ -251,7 +251,7 @@ def measure(cfg: Config, row: Spoken, codes: np.ndarray) -> None:
             f"the codes of {name} lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}"
         )
     row.codes = codes.astype(np.int32)
-    row.target = int(s2mel.target_lengths(np.array(len(codes))))
+    row.target = spoken_frames(len(codes))
     need = (row.packed, cfg.s2mel.mels)
     if row.given.noise is not None and row.given.noise.shape != need:
         raise Error(
