@@ -134,19 +134,19 @@ class Drawing:
         return self._finished(done)
 
     def _admit(self) -> list[Draw]:
-        """Give free places to rows that wait: -> those whose prefix cannot be made."""
-        failed = []
+        """Give free places to rows that wait: -> the first of them whose prefix cannot be made, if there is one."""
         for row in (row for row in range(self.rows) if row not in self._places):
-            while self._waiting and row not in self._places:
-                draw = self._waiting.popleft()
-                try:
-                    prefix = draw.prefix()
-                except Error as error:
-                    draw.error = error
-                    failed.append(draw)
-                    continue
-                self._place(row, draw, prefix)
-        return failed
+            if not self._waiting:
+                break
+            draw = self._waiting[0]  # until it has its place: what fails on the way is not its end
+            try:
+                prefix = draw.prefix()
+            except Error as error:
+                draw.error = error
+                return [self._waiting.popleft()]
+            self._place(row, draw, prefix)
+            self._waiting.popleft()
+        return []
 
     def _place(self, row: int, draw: Draw, prefix: Prefix) -> None:
         limit = draw.check(self._cfg)

@@ -19,7 +19,7 @@ from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, s2mel
-from indextts_jax.render import _stacked, gather, second_pass, target_frames, text_batch, to_mel
+from indextts_jax.render import _stacked, gather, second_pass, spoken_frames, target_frames, text_batch, to_mel
 from indextts_jax.request import Given, Request, Result
 
 FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
@@ -95,15 +95,14 @@ class Groups:
         return len(self._started)
 
     def add(self, spoken: Spoken) -> None:
-        """Have a segment rendered; it may wait for others of its shapes until `start(everything=True)`."""
-        if spoken.alone:
-            self._start([spoken], 1)
-            return
-        key = spoken.programs, spoken.shapes
+        """Have a segment rendered; it may wait for others of its shapes until `start`."""
+        key: Any = id(spoken) if spoken.alone else (spoken.programs, spoken.shapes)
         waiting = self._waiting.setdefault(key, [])
         waiting.append(spoken)
-        if len(waiting) == (full := self._full(spoken.shapes[-1])):
-            self._start(self._waiting.pop(key), full)
+        if len(waiting) == (full := 1 if spoken.alone else self._full(spoken.shapes[-1])):
+            # It waits until it has started: out of memory, nothing is lost.
+            self._start(waiting, full)
+            del self._waiting[key]
 
     def _full(self, frames: int) -> int:
         most = max(1, min(self.size, self.size * FRAMES_PER_ROW // frames))
@@ -111,20 +110,21 @@ class Groups:
 
     def start(self) -> None:
         """Start all groups that wait for more segments."""
-        if self._fixed:
-            for (_, shapes), rows in self._waiting.items():
-                self._start(rows, self._full(shapes[-1]))
-        else:
+        if not self._fixed:
             kinds: dict[Any, list[Spoken]] = {}
-            for (programs, _), rows in self._waiting.items():
-                kinds.setdefault(programs, []).extend(rows)
+            for rows in self._waiting.values():
+                kinds.setdefault(rows[0].programs, []).extend(rows)
             for rows in kinds.values():
                 rows.sort(key=lambda row: -row.packed)
-                while rows:
-                    n = buckets.within(min(self._full(rows[0].shapes[-1]), len(rows)), buckets.BATCH)
-                    self._start(rows[:n], n)
-                    del rows[:n]
-        self._waiting.clear()
+            self._waiting = kinds
+        while self._waiting:
+            key, rows = next(iter(self._waiting.items()))
+            while rows:
+                full = self._full(rows[0].shapes[-1])
+                n = full if self._fixed else buckets.within(min(full, len(rows)), buckets.BATCH)
+                self._start(rows[:n], n)
+                del rows[:n]
+            del self._waiting[key]
 
     def taken(self) -> list[Spoken]:
         """Everything that is not finished, which is thereby given up."""
@@ -135,16 +135,15 @@ class Groups:
         return left
 
     def finished(self, wait: bool) -> list[Result]:
-        """The segments of groups whose samples are ready; of the oldest group in any case if `wait`."""
-        results: list[Result] = []
-        while self._started and (self._started[0].samples.is_ready() or (wait and not results)):
-            group = self._started[0]
-            samples = np.asarray(group.samples)
-            spoilt = not np.isfinite(samples[: len(group.rows)]).all()
-            mels = np.asarray(group.mel, np.float32) if self._mels or spoilt else [None] * len(group.rows)
-            del self._started[0]
-            results += [self._result(*row) for row in zip(group.rows, samples, mels, strict=False)]
-        return results
+        """The segments of the oldest group, if its samples are ready or if `wait`."""
+        if not self._started or not (wait or self._started[0].samples.is_ready()):
+            return []
+        group = self._started[0]
+        samples = np.asarray(group.samples)
+        spoilt = not np.isfinite(samples[: len(group.rows)]).all()
+        mels = np.asarray(group.mel, np.float32) if self._mels or spoilt else [None] * len(group.rows)
+        del self._started[0]
+        return [self._result(*row) for row in zip(group.rows, samples, mels, strict=False)]
 
     def _result(self, row: Spoken, samples: np.ndarray, mel: np.ndarray | None) -> Result:
         samples = samples[: row.target * self._cfg.bigvgan.hop]
@@ -252,7 +251,7 @@ def measure(cfg: Config, row: Spoken, codes: np.ndarray) -> None:
             f"the codes of {name} lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}"
         )
     row.codes = codes.astype(np.int32)
-    row.target = int(s2mel.target_lengths(np.array(len(codes))))
+    row.target = spoken_frames(len(codes))
     need = (row.packed, cfg.s2mel.mels)
     if row.given.noise is not None and row.given.noise.shape != need:
         raise Error(

@@ -70,6 +70,11 @@ def target_frames(codes: int) -> int:
     return int(codes * s2mel.FRAMES_PER_CODE) + 1
 
 
+def spoken_frames(codes: int) -> int:
+    """The mel frames of so many codes, as `s2mel.target_lengths` has them: on the host, which waits for no device."""
+    return int(np.float32(codes) * np.float32(s2mel.FRAMES_PER_CODE))
+
+
 def _stacked(rows: Sequence[Any], longest: int) -> tuple[Array, Array]:
     """Arrays of different lengths as a batch, padded with zeros: [B, longest, ...], lengths [B]."""
     arrays = [np.asarray(row) for row in rows]

@@ -87,6 +87,7 @@ def run(
                 yield from loop.add(request)
         yield from loop.step(polls=idle)
         if over and loop.empty:
+            tick(loop.drawn, loop.finished)
             return
 
 
@@ -108,7 +109,8 @@ class _Loop:
         waiting = sum(map(len, self._waiting.values()))
         others = waiting - (len(self._waiting.get(drawing.kind, ())) if drawing else 0)
         # Twice the batch, so that a row that ends is followed at once; of other kinds as many, to fill a batch later.
-        return (drawing.unfinished if drawing else 0) + waiting - others < 2 * self._batch and others < 2 * self._batch
+        own = (drawing.unfinished if drawing else 0) + waiting - others
+        return own < 2 * self._batch and others < 2 * self._batch and self._groups.started <= IN_FLIGHT
 
     @property
     def empty(self) -> bool:
@@ -119,6 +121,7 @@ class _Loop:
         try:
             row = spoken(self._cfg, request)
             if row.given.codes is not None or row.given.mel is not None:
+                self.drawn += 1
                 self._do(lambda: self._groups.add(row))
                 return []
             options = request.options
@@ -128,7 +131,7 @@ class _Loop:
             )  # fmt: skip
             draw.check(self._cfg.gpt)
         except Error as error:
-            self.finished += 1
+            self.drawn, self.finished = self.drawn + 1, self.finished + 1
             return [Result(request, np.zeros(0, np.int32), True, 0, error=error)]
         self._waiting.setdefault(kind(options.sampling), deque()).append(draw)
         return []
@@ -137,6 +140,7 @@ class _Loop:
         """Draw for a while, start what can be rendered, and give what is finished."""
         results: list[Result] = []
         self._choose()
+        wait = not self._drawing  # for samples: what was drawn last is told first
         if self._drawing:
             begin = perf_counter()
             for draw in self._do(lambda: self._drawing.step(polls) if self._drawing else []) or []:
@@ -148,14 +152,14 @@ class _Loop:
                     codes, stopped = (best.codes, best.stopped) if best else (np.zeros(0, np.int32), True)
                     results.append(Result(draw.tag.request, codes, stopped, draw.attempts, error=error))
             self._usage.drawing += perf_counter() - begin
-            if not self._drawing.unfinished:
+            if self._drawing and not self._drawing.unfinished:  # out of memory, there is none
                 self._count()
                 self._drawing = None
-        idle = not self._drawing and not self._waiting
-        if idle:
+        if not self._drawing and not self._waiting:
             self._do(self._groups.start)
         begin = perf_counter()
-        results += self._do(lambda: self._groups.finished(idle or self._groups.started > IN_FLIGHT)) or []
+        while found := self._do(lambda wait=wait: self._groups.finished(wait or self._groups.started > IN_FLIGHT)):
+            results, wait = results + found, False
         self._usage.rendering += perf_counter() - begin
         self._usage.frames, self._usage.used_frames = self._groups.frames, self._groups.used
         self.finished += len(results)
@@ -205,12 +209,13 @@ class _Loop:
     def _halved(self) -> None:
         rendered, drawn = self._groups.taken(), self._drawing.taken() if self._drawing else []
         self._count()
-        self._groups = self._groups_of(max(1, self._groups.size // 2))
+        before, self._groups = self._groups, self._groups_of(max(1, self._groups.size // 2))
+        self._groups.frames, self._groups.used = before.frames, before.used
         self._drawing = None
         for draw in reversed(drawn):
             self._waiting.setdefault(kind(draw.sampling), deque()).appendleft(draw)
         for row in rendered:
-            self._groups.add(row)
+            self._do(lambda row=row: self._groups.add(row))
 
     def _count(self) -> None:
         if self._drawing:

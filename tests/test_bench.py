@@ -89,7 +89,7 @@ def test_every_stage_is_timed(figures):
     model, chain, stages = figures
     found = {stage.name: stage for stage in stages}
     missing = set(STAGES) - set(found)
-    assert missing <= {"slots to keep", "compacting the cache"}  # which so few codes do not need
+    assert missing <= {"more cache"}  # which so few codes do not need
     assert all(len(stage.runs_s) == 2 and stage.run_s > 0 for stage in stages)
     assert found["decoding"].steps == SETTING.codes - 1  # the first one is drawn by the admission
     assert found["flow"].steps == SETTING.flow_steps

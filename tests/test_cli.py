@@ -576,7 +576,7 @@ def test_progress_in_a_pipe(converted, tmp_path, capsys):
     assert speak(converted, tmp_path / "out.wav", "--max-codes", 8, "--steps", 1, "--verbose") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if ", after " in line]
     stages = [line.removeprefix("indextts-jax: ").partition(":")[0] for line in said]
-    assert stages == ["reading weights", "listening", "codes", "latents", "mel", "vocode"]
+    assert stages == ["reading weights", "listening", "drawing codes", "rendering"]
 
 
 def test_help_is_quick_and_needs_no_jax():

@@ -49,9 +49,9 @@ def test_fifty_sentences(converted):
     assert len(set(codes)) > 10
     assert len(set(texts)) > 20
     text = rungs(min(texts), max(texts), buckets.TEXT)
-    begin = rungs(min(texts) + 37, max(texts) + 37, buckets.PREFIX)
     drawn = rungs(min(codes), max(codes), buckets.CODES)
-    cache = rungs(min(texts) + 37 + 16, max(texts) + 37 + most + 64, buckets.CACHE)
+    slots = min(texts) + 37 + decoding.CHUNK, buckets.bucket(max(texts), buckets.TEXT) + 37 + most
+    cache = rungs(*(-(-n // decoding.BLOCK) for n in slots), buckets.BLOCKS)
     # The flow depends on the rung of its codes and on that of prompt and target together: the pairs there can be.
     packed = {
         (buckets.bucket(n, buckets.CODES), buckets.bucket(prompt + int(1.72 * n), buckets.FRAMES))
@@ -59,7 +59,7 @@ def test_fifty_sentences(converted):
         for prompt in range(*frames)
     }
     bound = {
-        "prefix": text, "prefill": begin, "admit": begin * cache, "advance": cache, "latents": text * drawn,
+        "prefix": text, "prefill": text, "admit": text * cache, "advance": cache, "latents": text * drawn,
         "solve": len(packed), "vocode": drawn,
     }  # fmt: skip
     assert all(1 <= grown[stage] <= bound[stage] for stage in bound), (grown, bound)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
-from indextts_jax import audio, buckets, decoding, emotion, pipeline
+from indextts_jax import audio, buckets, decoding, emotion, pipeline, scheduling
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import s2mel
@@ -215,7 +215,7 @@ def test_given_stages_replace_their_own(model, voice):
 )
 def test_what_is_given_must_fit(model, voice, monkeypatch, given, why):
     """Refused before anything is drawn, in words of ours."""
-    monkeypatch.setattr(pipeline, "_draw", None)
+    monkeypatch.setattr(scheduling, "Drawing", None)
     with pytest.raises(ValueError, match=why):
         speak(model, "One small test.", voice, given=[Given(**given)])
 
