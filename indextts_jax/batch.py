@@ -168,7 +168,7 @@ def _versions() -> dict[str, str]:
 # ---- before it begins -----------------------------------------------------------------------------------------------
 
 
-class _Texts:
+class Texts:
     """Front ends, one per glossary."""
 
     def __init__(self, front: TextFrontEnd):
@@ -187,7 +187,7 @@ def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Pla
     progress: called with the items read so far. Raises Refused with every problem there is, by its line.
     """
     cfg, _ = checkpoint.read_description(job.model)
-    texts = _Texts(checkpoint.load_text(job.model))
+    texts = Texts(checkpoint.load_text(job.model))
     records = known(job)
     outputs = {record.output for record in records.values()}
     plan, problems, voices = Plan(), [], set()
@@ -241,14 +241,49 @@ def known(job: Job) -> dict[str, Record]:
 
 
 @dataclass(eq=False)
-class _Work:
+class Work:
     """An item that is being spoken."""
 
     item: Item
-    key: str
-    attempts: int  # this one included
+    key: str = ""
+    attempts: int = 1  # this one included
     requests: list[Request] = field(default_factory=list)
-    results: dict[int, Result] = field(default_factory=dict)  # by the segment
+    taken: dict[int, Result] = field(default_factory=dict)  # by the segment
+
+    def take(self, result: Result) -> bool:
+        """Keep the result of one of the requests: -> whether it was the last."""
+        self.taken[id(result.request)] = result
+        return len(self.taken) == len(self.requests)
+
+    @property
+    def results(self) -> list[Result]:
+        """In the order of the requests, once all are taken."""
+        return [self.taken[id(request)] for request in self.requests]
+
+
+class Speaker:
+    """Makes requests of items, and audio of their results. For one thread at a time, but for `encoded`."""
+
+    def __init__(self, model: Model, hearing: Hearing, kind: str, rate: int | None):
+        self.hearing, self.texts = hearing, Texts(model.text)
+        self._model, self._kind, self._rate = model, kind, rate
+
+    def begin(self, work: Work, heard: Heard) -> None:
+        """Make the requests of an item. Raises Error."""
+        item, model = work.item, self._model
+        voice = self.hearing.voice(item.voice, heard.voice_digest, item.voice_start, heard.voice)
+        felt = hearing.feeling(self.hearing, item, heard)
+        work.requests = pipeline.requests(
+            model.params, model.cfg, self.texts.analyse(item), voice, item.seed, item.options, felt,
+            of=f" of {item.id}", tag=work,
+        )  # fmt: skip
+
+    def encoded(self, work: Work) -> tuple[bytes, float]:
+        """The audio file of an item whose results are all there, and its seconds. Raises the first error of them."""
+        if error := next((result.error for result in work.results if result.error), None):
+            raise error
+        speech = pipeline.join(self._model.cfg, work.results, work.item.options)
+        return audio.encode(speech.samples, speech.rate, self._kind, self._rate), len(speech.samples) / speech.rate
 
 
 def run(
@@ -277,9 +312,9 @@ class _Run:
     def __init__(self, job: Job, models: Sequence[Model], journal: Journal, watch: Stopwatch):
         self._job, self._models, self._journal, self._watch = job, models, journal, watch
         self._cfg: Config = models[0].cfg
-        self._texts = _Texts(models[0].text)
         dtype = jax.tree.leaves(models[0].params["gpt"])[0].dtype
-        self._hearing = Hearing(models[0], job.model, job.folder / KEPT, dtype)
+        heard = Hearing(models[0], job.model, job.folder / KEPT, dtype)
+        self._speaker = Speaker(models[0], heard, job.kind, job.rate)
         self._same = {"model": hearing.model_digest(job.model), "dtype": str(dtype), "kind": job.kind, "rate": job.rate}
         self._known = known(job) | journal.records
         self._lock = threading.Lock()  # of the summary
@@ -301,13 +336,12 @@ class _Run:
         with ThreadPoolExecutor(1) as self._writer:
             spoken = devices.run(params, self._cfg, self._requests(), self._job.batch, True, watch, self.summary.usage)
             for result in spoken:
-                work: _Work = result.request.tag
-                work.results[id(result.request)] = result
-                if len(work.results) == len(work.requests):
+                work: Work = result.request.tag
+                if work.take(result):
                     self._hand_over(self._finish, work)
         if self._error:
             raise self._error
-        self.summary.listened = self._hearing.listened
+        self.summary.listened = self._speaker.hearing.listened
         return self.summary
 
     def _requests(self) -> Iterator[Request]:
@@ -326,7 +360,7 @@ class _Run:
 
     def _begin(self, item: Item, reading: "Future[Heard]") -> list[Request]:
         """The segments of an item; none where there is nothing to do or it cannot be begun."""
-        before, work = self._known.get(item.id), _Work(item, "", 1)
+        before, work = self._known.get(item.id), Work(item)
         try:
             heard = reading.result()
             work.key = self._key(item, heard)
@@ -344,13 +378,7 @@ class _Run:
                 self.summary.left += 1
                 return []
             self.summary.items += 1
-            model = self._models[0]
-            voice = self._hearing.voice(item.voice, heard.voice_digest, item.voice_start, heard.voice)
-            felt = hearing.feeling(self._hearing, item, heard)
-            work.requests = pipeline.requests(
-                model.params, self._cfg, self._texts.analyse(item), voice, item.seed, item.options, felt,
-                of=f" of {item.id}", tag=work,
-            )  # fmt: skip
+            self._speaker.begin(work, heard)
         except Error as error:
             self._hand_over(self._fail, work, error)
         return work.requests
@@ -383,36 +411,30 @@ class _Run:
 
         self._writer.submit(write)
 
-    def _finish(self, work: _Work) -> None:
+    def _finish(self, work: Work) -> None:
         """Write the audio of an item, and what became of it into the journal."""
-        results = [work.results[id(request)] for request in work.requests]
-        if error := next((result.error for result in results if result.error), None):
-            self._fail(work, error, results)
-            return
-        job, item = self._job, work.item
-        speech = pipeline.join(self._cfg, results, item.options)
-        path = job.folder / item.output
+        path = self._job.folder / work.item.output
         try:
-            content = audio.encode(speech.samples, speech.rate, job.kind, job.rate)
+            content, seconds = self._speaker.encoded(work)
             path.parent.mkdir(parents=True, exist_ok=True)
             _patiently(functools.partial(files.write_whole, path, content))
         except (Error, OSError) as error:
-            self._fail(work, error, results)
+            self._fail(work, error)
             return
-        seconds = len(speech.samples) / speech.rate
-        self._journal_of(work, results, status="done", output=str(item.output), seconds=round(seconds, 6))
+        self._journal_of(work, status="done", output=str(work.item.output), seconds=round(seconds, 6))
         with self._lock:
             self.summary.done += 1
             self.summary.audio += seconds
 
-    def _fail(self, work: _Work, error: Exception, results: Sequence[Result] = ()) -> None:
+    def _fail(self, work: Work, error: Exception) -> None:
         message = " ".join(str(error).split())
         log.warning("%s: %s", work.item.id, message)
-        self._journal_of(work, results, status="failed", output=None, error=message)
+        self._journal_of(work, status="failed", output=None, error=message)
         with self._lock:
             self.summary.failed += 1
 
-    def _journal_of(self, work: _Work, results: Sequence[Result], **more: Any) -> None:
+    def _journal_of(self, work: Work, **more: Any) -> None:
+        results = work.results
         cut, retried = sum(not result.stopped for result in results), sum(result.attempts > 1 for result in results)
         entry = {
             "id": work.item.id, "key": work.key, "attempts": work.attempts, "seed": work.item.seed,

@@ -17,8 +17,10 @@ LAYERS = (
     ("render", "checkpoint", "request"),
     ("groups", "manifest"),
     ("scheduling",),
-    ("pipeline",),
+    ("pipeline", "devices"),
     ("warmup", "model"),
+    ("hearing",),
+    ("batch",),
     ("convert", "bench"),
     ("cli",),
 )
