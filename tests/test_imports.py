@@ -21,6 +21,7 @@ LAYERS = (
     ("warmup", "model"),
     ("hearing",),
     ("batch",),
+    ("ray",),
     ("convert", "bench"),
     ("cli",),
 )
