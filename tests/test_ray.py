@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from conftest import COMPILED
+
 from debug.golden import FIXTURES
 from indextts_jax import batch
 from indextts_jax.errors import Error
