@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -37,7 +38,7 @@ from indextts_jax import (
 )
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
-from indextts_jax.files import FileError
+from indextts_jax.files import FileError, reason
 from indextts_jax.hearing import Heard, Hearing
 from indextts_jax.journal import Journal, Record, key, merge
 from indextts_jax.manifest import Defaults, Item, Problem
@@ -91,9 +92,12 @@ class Job:
     @property
     def journal(self) -> Path:
         """Of this shard alone."""
-        if self.shard.count == 1:
-            return self.folder / JOURNAL
-        return self.folder / f"journal-{self.shard.index}-of-{self.shard.count}.jsonl"
+        return self.folder / JOURNAL.replace(".", f"{self.shard_suffix}.")
+
+    @property
+    def shard_suffix(self) -> str:
+        """Of what is this shard's own."""
+        return "" if self.shard.count == 1 else f"-{self.shard.index}-of-{self.shard.count}"
 
     def items(self) -> Iterator[Item]:
         """Those of this shard, up to the limit; lines with problems are left out."""
@@ -190,6 +194,7 @@ def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Pla
     texts = Texts(checkpoint.load_text(job.model))
     records = known(job)
     outputs = {record.output for record in records.values()}
+    outputs.update(name for path in job.folder.glob(".writing*") for name in _writing(path))
     plan, problems, voices = Plan(), [], set()
     for number, item in enumerate(manifest.read(job.manifest, job.defaults, job.suffix, job.folder)):
         progress(number)
@@ -227,14 +232,67 @@ def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Pla
 
 
 def known(job: Job) -> dict[str, Record]:
-    """What every journal in the output folder says of each item: done by any of them is done."""
-    found: dict[str, Record] = {}
+    """What the journals in the output folder say of each item: as where they are merged, the latest entry counts.
+
+    The output of one that has failed is that of its last success, if there is one: that file is still there.
+    """
+    found: dict[str, tuple[float, Record]] = {}
     for path in sorted(job.folder.glob("journal*.jsonl")):
+        own: dict[str, tuple[float, Record]] = {}
         for entry in Journal.read(path):
-            record = Record(*(entry[name] for name in Record._fields))
-            if found.get(entry["id"]) is None or path == job.journal or record.status == "done":
-                found[entry["id"]] = record
-    return found
+            _note(own, entry["id"], entry["time"], Record(*(entry[name] for name in Record._fields)))
+        for id, (when, record) in own.items():
+            if id not in found or when >= found[id][0]:
+                _note(found, id, when, record)
+    return {id: record for id, (_, record) in found.items()}
+
+
+def _note(found: dict[str, tuple[float, Record]], id: str, when: float, record: Record) -> None:
+    before = found[id][1].output if id in found else None
+    found[id] = when, record._replace(output=record.output or before)
+
+
+class _Writing:
+    """The names of outputs that may be there although no journal says so: `.writing`, beside them.
+
+    A job that is killed after an output has its name and before it is in the journal would else meet a file that it
+    does not know when it goes on.
+    """
+
+    def __init__(self, job: Job, outputs: set[str | None]):
+        """outputs: those that journals know."""
+        self._path = job.folder / f".writing{job.shard_suffix}"
+        self._left = [name for name in _writing(self._path) if name not in outputs]
+
+    def begin(self, output: str) -> None:
+        """An output is about to appear. Raises FileError."""
+        self._left = [name for name in self._left if name != output]
+        self._write([*self._left, output])
+
+    def end(self) -> None:
+        """Every output that has begun is in the journal."""
+        if self._left:
+            self._write(self._left)
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def _write(self, names: list[str]) -> None:
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:  # at no moment without the names that it had, if they go on
+                os.ftruncate(file, os.write(file, "".join(f"{name}\n" for name in names).encode()))
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise FileError(f"{self._path}: cannot be written ({reason(error)}); free some space") from error
+
+
+def _writing(path: Path) -> list[str]:
+    try:
+        return files.read(path, 1 << 20).decode(errors="replace").splitlines()
+    except Error:
+        return []
 
 
 # ---- while it runs --------------------------------------------------------------------------------------------------
@@ -316,7 +374,8 @@ class _Run:
         heard = Hearing(models[0], job.model, job.folder / KEPT, dtype)
         self._speaker = Speaker(models[0], heard, job.kind, job.rate)
         self._same = {"model": hearing.model_digest(job.model), "dtype": str(dtype), "kind": job.kind, "rate": job.rate}
-        self._known = known(job) | journal.records
+        self._known = known(job)
+        self._writing = _Writing(job, {record.output for record in self._known.values()})
         self._lock = threading.Lock()  # of the summary
         self._waiting = threading.Semaphore(2 * (job.batch or BATCH) * len(models))  # audio that is not written yet
         self._error: BaseException | None = None  # of the writer
@@ -341,6 +400,7 @@ class _Run:
                     self._hand_over(self._finish, work)
         if self._error:
             raise self._error
+        self._writing.end()
         self.summary.listened = self._speaker.hearing.listened
         return self.summary
 
@@ -417,6 +477,7 @@ class _Run:
         try:
             content, seconds = self._speaker.encoded(work)
             path.parent.mkdir(parents=True, exist_ok=True)
+            _patiently(functools.partial(self._writing.begin, str(work.item.output)))
             _patiently(functools.partial(files.write_whole, path, content))
         except (Error, OSError) as error:
             self._fail(work, error)
@@ -468,13 +529,12 @@ def _patiently(write: Callable[[], None]) -> None:
 
 def _report(job: Job, journal: Journal, summary: Summary) -> None:
     """summary.json, and failures.jsonl where some have failed: its lines are those of the journal."""
-    shard = "" if job.shard.count == 1 else f"-{job.shard.index}-of-{job.shard.count}"
     failed = [entry for entry in _last(journal.path, journal.records) if entry["status"] != "done"]
-    failures = job.folder / FAILURES.replace(".", f"{shard}.")
+    failures = job.folder / FAILURES.replace(".", f"{job.shard_suffix}.")
     if failed or failures.exists():
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in failed)
         files.write_whole(failures, "".join(lines).encode())
-    summaries = job.folder / SUMMARY.replace(".", f"{shard}.")
+    summaries = job.folder / SUMMARY.replace(".", f"{job.shard_suffix}.")
     files.write_whole(summaries, (json.dumps(summary.to_dict(), indent=1) + "\n").encode())
 
 

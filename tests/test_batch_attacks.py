@@ -1,0 +1,89 @@
+"""What a job that was killed leaves is no obstacle to the next run, and nothing is lost or done twice."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from debug.attack_jobs import Attack, attack
+from debug.golden import FIXTURES
+from indextts_jax import batch
+from indextts_jax.journal import Journal
+from indextts_jax.manifest import Defaults
+from tests.conftest import COMPILED
+
+
+@pytest.fixture
+def job(converted, tmp_path) -> batch.Job:
+    """Of one item, "a", whose output is there."""
+    (tmp_path / "items.jsonl").write_text(json.dumps({"id": "a", "text": "Hello."}) + "\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.wav").write_bytes(b"sound")
+    voice = FIXTURES / "audio" / "voice_24k.wav"
+    return batch.Job(tmp_path / "items.jsonl", tmp_path / "out", converted, Defaults(voice=voice))
+
+
+def write(path: Path, *statuses: str, time: float = 1.0) -> None:
+    with Journal.open(path) as journal:
+        for n, status in enumerate(statuses):
+            output = "a.wav" if status == "done" else None
+            entry = {"id": "a", "key": "k", "status": status, "attempts": n + 1, "output": output}
+            journal.append(entry | {"time": time + n})
+
+
+def test_an_output_that_appeared_just_before_a_kill_is_ours(job):
+    write(job.journal)
+    with pytest.raises(batch.Refused) as caught:
+        batch.check(job)
+    assert "exists already" in caught.value.problems[0].message
+    (job.folder / ".writing").write_text("b.wav\na.wav\n")
+    assert batch.check(job).done == 0
+
+
+def test_names_of_outputs_that_are_not_in_the_journal_yet_are_kept(job):
+    path = job.folder / ".writing"
+    writing = batch._Writing(job, set())
+    writing.begin("a.wav")
+    writing.begin("b.wav")
+    assert path.read_text() == "b.wav\n"
+    writing = batch._Writing(job, set())  # after a kill
+    writing.begin("c.wav")
+    writing.begin("d.wav")
+    assert path.read_text() == "b.wav\nd.wav\n"
+    writing.end()
+    assert path.read_text() == "b.wav\n"
+    writing.begin("b.wav")
+    writing.end()
+    assert not path.exists()
+    path.write_text("b.wav\n")
+    batch._Writing(job, {"b.wav"}).end()
+    assert not path.exists()
+
+
+def test_an_output_of_an_item_that_failed_later_is_ours(job):
+    write(job.journal, "done", "failed")
+    assert batch.check(job).done == 0
+    assert batch.known(job)["a"].output == "a.wav"
+
+
+def test_of_several_journals_the_latest_entry_counts(job):
+    write(job.journal, "failed", time=1.0)
+    write(job.folder / "journal-0-of-2.jsonl", "failed", "done", time=2.0)
+    assert batch.known(job)["a"].status == "done"
+    assert batch.check(job).done == 1
+    write(job.folder / "journal-1-of-2.jsonl", "failed", time=9.0)
+    assert batch.known(job)["a"].status == "failed"
+
+
+@pytest.mark.slow
+def test_kills_and_signals_at_random_moments(converted, tmp_path, monkeypatch):
+    """The short form of `debug.attack_jobs`."""
+    monkeypatch.setenv("INDEXTTS_CACHE", str(COMPILED))
+    said: list[str] = []
+    numbers = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
+    job = Attack(tmp_path, 12, converted)
+    assert attack(job, random.Random(os.getpid()), numbers, time.perf_counter() + 600, said.append) == [], said
