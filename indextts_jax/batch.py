@@ -546,9 +546,14 @@ def _last(path: Path, records: dict[str, Record]) -> Iterator[dict[str, Any]]:
 
 
 def missing(job: Job, records: dict[str, Record]) -> tuple[int, list[str], list[str]]:
-    """The manifest beside what journals say: -> items, those that are not done, and those of them that have failed."""
+    """The manifest beside what journals say: -> items, those that are not done, and those of them that have failed.
+
+    Raises Refused at the first problem of the manifest: of its line nobody knows whether it is done.
+    """
     items, left, failed = 0, [], []
-    for item in replace(job, shard=Shard(), limit=None).items():
+    for item in manifest.read(job.manifest, job.defaults, job.suffix, job.folder):
+        if isinstance(item, Problem):
+            raise Refused(f"{job.manifest}:{item.line}: {item.message}")
         items += 1
         record = records.get(item.id)
         if record is None or record.status != "done" or not (job.folder / item.output).exists():

@@ -12,6 +12,7 @@ import pytest
 from debug.attack_jobs import Attack, attack
 from debug.golden import FIXTURES
 from indextts_jax import batch
+from indextts_jax.cli import main
 from indextts_jax.journal import Journal
 from indextts_jax.manifest import Defaults
 from tests.conftest import COMPILED
@@ -77,6 +78,20 @@ def test_of_several_journals_the_latest_entry_counts(job):
     assert batch.check(job).done == 1
     write(job.folder / "journal-1-of-2.jsonl", "failed", time=9.0)
     assert batch.known(job)["a"].status == "failed"
+
+
+def test_merging_says_what_is_missing(job, capsys):
+    command = ["batch", str(job.manifest), "--model", str(job.model), "--output-dir", str(job.folder), "--merge"]
+    voice = ["--voice", str(job.defaults.voice)]
+    assert main([*command, *voice]) == 1  # there are no journals of shards
+    write(job.folder / "journal-0-of-2.jsonl", "failed")
+    assert main([*command, *voice]) == 1
+    assert "1 of them have failed: a" in capsys.readouterr().err
+    write(job.folder / "journal-1-of-2.jsonl", "done", time=2.0)
+    assert main(command) == 1  # of a line without a voice nobody knows
+    assert "items.jsonl:1: there is no voice" in capsys.readouterr().err
+    assert main([*command, *voice]) == 0
+    assert "1 of 1 items are done" in capsys.readouterr().out
 
 
 @pytest.mark.slow
