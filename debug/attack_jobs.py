@@ -1,12 +1,15 @@
 """Kill and interrupt a batch job at random moments, run it again each time, and see that nothing is lost or done twice.
 
-    python -m debug.attack_jobs [--times 200] [--signals 20] [--items 60] [--seed 0] [--minutes M] [--cache DIR]
+    python -m debug.attack_jobs [--stub] [--times 200] [--signals 20] [--items 60] [--minutes M] [--cache DIR]
 
 Each round runs one and the same command on the tiny model and ends it by SIGKILL: most of them a moment after an item
 has been written, the others at any moment of a run. After each, the journal is readable, no item stands in it twice as
 done with the same key, what it calls done is there, and every output has the bytes of an undisturbed run. A round that
 comes to its end leaves all outputs and nothing temporary; the next one begins in a new folder. Then SIGINT and SIGTERM:
 what had begun is finished, the status is 130 or 143, and the same command goes on.
+
+`--stub`: no model speaks, but noise of each item's seed comes in its place, and processes are forked from one that has
+imported everything. All that reads and writes files is as it is; a run takes a second instead of half a minute.
 """
 
 import argparse
@@ -19,14 +22,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 from debug.attack_interrupts import start
 from debug.golden import FIXTURES
+from indextts_jax import batch, checkpoint, devices, interrupts, model
+from indextts_jax.cli import batch as cli_batch
+from indextts_jax.cli import main as main_command
 from indextts_jax.journal import Journal
+from indextts_jax.request import Request, Result
 
 LONGEST = 300  # seconds until a run counts as hung
 TEXTS = ("Hello there.", "Good morning.", "It rains.")
@@ -41,10 +49,11 @@ class Attack:
         if model is None:
             model = scratch / "model"
             start(["convert", "--quiet", str(FIXTURES / "tiny"), str(model)], scratch, None).wait()
+        self.model = model
         rows = [{"id": f"i{i:03}", "text": TEXTS[i % len(TEXTS)]} for i in range(items)]
         manifest = scratch / "items.jsonl"
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        voice = FIXTURES / "audio" / "voice_24k.wav"
+        voice = self.voice()
         self.command = ["batch", str(manifest), "--model", str(model), "--voice", str(voice), *SHORT]
         self.ids = [row["id"] for row in rows]
         self.seconds = 0.0  # of an undisturbed run, its programs compiled
@@ -61,7 +70,10 @@ class Attack:
             self.expected = found
         self.fresh()
 
-    def start(self, stderr: int | None = subprocess.PIPE) -> subprocess.Popen[str]:
+    def voice(self) -> Path:
+        return FIXTURES / "audio" / "voice_24k.wav"
+
+    def start(self, stderr: int | None = subprocess.PIPE) -> "subprocess.Popen[str] | Forked":
         return start([*self.command, "--output-dir", str(self.folder)], self._scratch, stderr)
 
     def fresh(self) -> None:
@@ -156,7 +168,7 @@ class Attack:
         return [] if len({*counts}) == 1 else ["begun, done and in the journal: {}, {}, {}".format(*counts)]
 
 
-def _wait(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+def _wait(process: "subprocess.Popen[str] | Forked", ready: Callable[[], bool]) -> None:
     begin = time.perf_counter()
     while not ready() and process.poll() is None:
         if time.perf_counter() - begin > LONGEST:
@@ -185,8 +197,107 @@ def attack(job: Attack, rng: random.Random, numbers: list[int], until: float, sa
     return wrong
 
 
+# ---- without a model ------------------------------------------------------------------------------------------------
+
+
+class Stubbed(Attack):
+    """The same with noise in the place of speech."""
+
+    def voice(self) -> Path:
+        path = self._scratch / "voice.safetensors"
+        path.write_bytes(b"nobody reads it")
+        return path
+
+    def start(self, stderr: int | None = subprocess.PIPE) -> "Forked":
+        return Forked([*self.command, "--output-dir", str(self.folder)], self._scratch / "said")
+
+
+class Forked:
+    """A command in a fork of this process, used as a `subprocess.Popen`."""
+
+    def __init__(self, arguments: list[str], said: Path):
+        self._said, self.returncode = said, 0
+        self._over = False
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+                os.dup2(2, 1)
+                _stub()
+                interrupts.leave(main_command(arguments))
+            except KeyboardInterrupt:  # as Python ends where nobody catches it
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGINT)
+            finally:
+                os._exit(99)
+
+    def poll(self, options: int = os.WNOHANG) -> int | None:
+        if not self._over:
+            pid, status = os.waitpid(self.pid, options)
+            if not pid:
+                return None
+            self._over, self.returncode = True, os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        self.poll(0)
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        begin = time.perf_counter()
+        while self.poll() is None:
+            if time.perf_counter() - begin > timeout:
+                raise SystemExit("a run hangs")
+            time.sleep(0.001)
+        return "", self._said.read_text()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _stub() -> None:
+    """Put noise in the place of speech, in this process."""
+    analysis = checkpoint.load_text(_stub_model[0]).analyse("Hello there.", 120, language=None)
+    batch.Texts.analyse = lambda self, item: analysis
+
+    def begin(self: batch.Speaker, work: batch.Work, heard: object) -> None:
+        work.requests = [Request([], None, (None, None), work.item.options, tag=work)]  # pyright: ignore
+
+    def run(params, cfg, requests, size, fixed, tick, usage) -> Iterator[Result]:
+        """Of eight at a time, any one ends next."""
+        rng, here, over = random.Random(), [], False
+        requests = iter(requests)
+        while here or not over:
+            tick()
+            while len(here) < 8 and not over:
+                request = next(requests, None)
+                here += [request] if request else []
+                over = request is None
+            if here:
+                time.sleep(0.005)
+                request = here.pop(rng.randrange(len(here)))
+                noise = np.random.default_rng(request.tag.item.seed)
+                samples = noise.uniform(-1, 1, noise.integers(1000, 50_000)).astype(np.float32)
+                yield Result(request, np.zeros(8, np.int32), True, 1, samples)
+
+    batch.Speaker.begin, devices.run = begin, run
+    params = {"gpt": {"weight": np.zeros(1, np.float32)}}
+    cfg, text = checkpoint.read_description(_stub_model[0])[0], checkpoint.load_text(_stub_model[0])
+    model.load = lambda *_, **__: model.Model(params, cfg, text)
+    devices.copies = lambda params, _: [params]
+    cli_batch.configure_jax = lambda options: "float32"
+
+
+_stub_model: list[Path] = []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stub", action="store_true", help="noise instead of speech: many rounds in little time")
     parser.add_argument("--times", type=int, default=200, help="kills (%(default)s)")
     parser.add_argument("--signals", type=int, default=20, help="SIGINT and SIGTERM (%(default)s)")
     parser.add_argument("--items", type=int, default=60)
@@ -197,7 +308,9 @@ def main() -> None:
     begin, rng = time.perf_counter(), random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["INDEXTTS_CACHE"] = str((options.cache or Path(scratch) / "cache").resolve())
-        job = Attack(Path(scratch), options.items)
+        if options.stub:
+            _stub_model.append(Path(scratch) / "model")
+        job = (Stubbed if options.stub else Attack)(Path(scratch), options.items)
         numbers = [signal.SIGKILL] * options.times
         numbers += [rng.choice((signal.SIGINT, signal.SIGTERM)) for _ in range(options.signals)]
         if options.minutes < 1e9:  # of what fits, as many of each
