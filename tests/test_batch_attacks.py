@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -99,6 +101,14 @@ def test_kills_and_signals_at_random_moments(converted, tmp_path, monkeypatch):
     """The short form of `debug.attack_jobs`."""
     monkeypatch.setenv("INDEXTTS_CACHE", str(COMPILED))
     said: list[str] = []
-    numbers = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
+    numbers = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
     job = Attack(tmp_path, 12, converted)
     assert attack(job, random.Random(os.getpid()), numbers, time.perf_counter() + 600, said.append) == [], said
+
+
+@pytest.mark.slow
+def test_many_kills_while_files_are_written():
+    """With noise in the place of speech; in a process of its own, which forks."""
+    command = [sys.executable, "-m", "debug.attack_jobs", "--stub", "--times", "12", "--signals", "6"]
+    done = subprocess.run([*command, "--seed", str(os.getpid())], cwd=Path(__file__).parent.parent, capture_output=True)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
