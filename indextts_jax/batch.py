@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -37,7 +38,7 @@ from indextts_jax import (
 )
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
-from indextts_jax.files import FileError
+from indextts_jax.files import FileError, reason
 from indextts_jax.hearing import Heard, Hearing
 from indextts_jax.journal import Journal, Record, key, merge
 from indextts_jax.manifest import Defaults, Item, Problem
@@ -91,9 +92,12 @@ class Job:
     @property
     def journal(self) -> Path:
         """Of this shard alone."""
-        if self.shard.count == 1:
-            return self.folder / JOURNAL
-        return self.folder / f"journal-{self.shard.index}-of-{self.shard.count}.jsonl"
+        return self.folder / JOURNAL.replace(".", f"{self.shard_suffix}.")
+
+    @property
+    def shard_suffix(self) -> str:
+        """Of what is this shard's own."""
+        return "" if self.shard.count == 1 else f"-{self.shard.index}-of-{self.shard.count}"
 
     def items(self) -> Iterator[Item]:
         """Those of this shard, up to the limit; lines with problems are left out."""
@@ -169,7 +173,7 @@ def _versions() -> dict[str, str]:
 # ---- before it begins -----------------------------------------------------------------------------------------------
 
 
-class _Texts:
+class Texts:
     """Front ends, one per glossary."""
 
     def __init__(self, front: TextFrontEnd):
@@ -188,9 +192,10 @@ def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Pla
     progress: called with the items read so far. Raises Refused with every problem there is, by its line.
     """
     cfg, _ = checkpoint.read_description(job.model)
-    texts = _Texts(checkpoint.load_text(job.model))
+    texts = Texts(checkpoint.load_text(job.model))
     records = known(job)
     outputs = {record.output for record in records.values()}
+    outputs.update(name for path in job.folder.glob(".writing*") for name in _writing(path))
     plan, problems, voices = Plan(), [], set()
     for number, item in enumerate(manifest.read(job.manifest, job.defaults, job.suffix, job.folder)):
         progress(number)
@@ -228,28 +233,116 @@ def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Pla
 
 
 def known(job: Job) -> dict[str, Record]:
-    """What every journal in the output folder says of each item: done by any of them is done."""
-    found: dict[str, Record] = {}
+    """What the journals in the output folder say of each item: as where they are merged, the latest entry counts.
+
+    The output of one that has failed is that of its last success, if there is one: that file is still there.
+    """
+    found: dict[str, tuple[float, Record]] = {}
     for path in sorted(job.folder.glob("journal*.jsonl")):
+        own: dict[str, tuple[float, Record]] = {}
         for entry in Journal.read(path):
-            record = Record(*(entry[name] for name in Record._fields))
-            if found.get(entry["id"]) is None or path == job.journal or record.status == "done":
-                found[entry["id"]] = record
-    return found
+            _note(own, entry["id"], entry["time"], Record(*(entry[name] for name in Record._fields)))
+        for id, (when, record) in own.items():
+            if id not in found or when >= found[id][0]:
+                _note(found, id, when, record)
+    return {id: record for id, (_, record) in found.items()}
+
+
+def _note(found: dict[str, tuple[float, Record]], id: str, when: float, record: Record) -> None:
+    before = found[id][1].output if id in found else None
+    found[id] = when, record._replace(output=record.output or before)
+
+
+class _Writing:
+    """The names of outputs that may be there although no journal says so: `.writing`, beside them.
+
+    A job that is killed after an output has its name and before it is in the journal would else meet a file that it
+    does not know when it goes on.
+    """
+
+    def __init__(self, job: Job, outputs: set[str | None]):
+        """outputs: those that journals know."""
+        self._path = job.folder / f".writing{job.shard_suffix}"
+        self._left = [name for name in _writing(self._path) if name not in outputs]
+
+    def begin(self, output: str) -> None:
+        """An output is about to appear. Raises FileError."""
+        self._left = [name for name in self._left if name != output]
+        self._write([*self._left, output])
+
+    def end(self) -> None:
+        """Every output that has begun is in the journal."""
+        if self._left:
+            self._write(self._left)
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def _write(self, names: list[str]) -> None:
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:  # at no moment without the names that it had, if they go on
+                os.ftruncate(file, os.write(file, "".join(f"{name}\n" for name in names).encode()))
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise FileError(f"{self._path}: cannot be written ({reason(error)}); free some space") from error
+
+
+def _writing(path: Path) -> list[str]:
+    try:
+        return files.read(path, 1 << 20).decode(errors="replace").splitlines()
+    except Error:
+        return []
 
 
 # ---- while it runs --------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
-class _Work:
+class Work:
     """An item that is being spoken."""
 
     item: Item
-    key: str
-    attempts: int  # this one included
+    key: str = ""
+    attempts: int = 1  # this one included
     requests: list[Request] = field(default_factory=list)
-    results: dict[int, Result] = field(default_factory=dict)  # by the segment
+    taken: dict[int, Result] = field(default_factory=dict)  # by the segment
+
+    def take(self, result: Result) -> bool:
+        """Keep the result of one of the requests: -> whether it was the last."""
+        self.taken[id(result.request)] = result
+        return len(self.taken) == len(self.requests)
+
+    @property
+    def results(self) -> list[Result]:
+        """In the order of the requests, once all are taken."""
+        return [self.taken[id(request)] for request in self.requests]
+
+
+class Speaker:
+    """Makes requests of items, and audio of their results. For one thread at a time, but for `encoded`."""
+
+    def __init__(self, model: Model, hearing: Hearing, kind: str, rate: int | None):
+        self.hearing, self.texts = hearing, Texts(model.text)
+        self._model, self._kind, self._rate = model, kind, rate
+
+    def begin(self, work: Work, heard: Heard) -> None:
+        """Make the requests of an item. Raises Error."""
+        item, model = work.item, self._model
+        voice = self.hearing.voice(item.voice, heard.voice_digest, item.voice_start, heard.voice)
+        felt = hearing.feeling(self.hearing, item, heard)
+        work.requests = pipeline.requests(
+            model.params, model.cfg, self.texts.analyse(item), voice, item.seed, item.options, felt,
+            of=f" of {item.id}", tag=work,
+        )  # fmt: skip
+
+    def encoded(self, work: Work) -> tuple[bytes, float]:
+        """The audio file of an item whose results are all there, and its seconds. Raises the first error of them."""
+        if error := next((result.error for result in work.results if result.error), None):
+            raise error
+        speech = pipeline.join(self._model.cfg, work.results, work.item.options)
+        return audio.encode(speech.samples, speech.rate, self._kind, self._rate), len(speech.samples) / speech.rate
 
 
 def run(
@@ -278,11 +371,12 @@ class _Run:
     def __init__(self, job: Job, models: Sequence[Model], journal: Journal, watch: Stopwatch):
         self._job, self._models, self._journal, self._watch = job, models, journal, watch
         self._cfg: Config = models[0].cfg
-        self._texts = _Texts(models[0].text)
         dtype = jax.tree.leaves(models[0].params["gpt"])[0].dtype
-        self._hearing = Hearing(models[0], job.model, job.folder / KEPT, dtype)
+        heard = Hearing(models[0], job.model, job.folder / KEPT, dtype)
+        self._speaker = Speaker(models[0], heard, job.kind, job.rate)
         self._same = {"model": hearing.model_digest(job.model), "dtype": str(dtype), "kind": job.kind, "rate": job.rate}
-        self._known = known(job) | journal.records
+        self._known = known(job)
+        self._writing = _Writing(job, {record.output for record in self._known.values()})
         self._lock = threading.Lock()  # of the summary
         self._waiting = threading.Semaphore(2 * (job.batch or BATCH) * len(models))  # audio that is not written yet
         self._error: BaseException | None = None  # of the writer
@@ -302,13 +396,14 @@ class _Run:
         with ThreadPoolExecutor(1) as self._writer:
             spoken = devices.run(params, self._cfg, self._requests(), self._job.batch, True, watch, self.summary.usage)
             for result in spoken:
-                work: _Work = result.request.tag
-                work.results[id(result.request)] = result
-                if len(work.results) == len(work.requests):
+                work: Work = result.request.tag
+                if work.take(result):
                     self._hand_over(self._finish, work)
         if self._error:
             raise self._error
-        self.summary.listened, self.summary.listening = self._hearing.listened, self._hearing.seconds
+        self._writing.end()
+        heard = self._speaker.hearing
+        self.summary.listened, self.summary.listening = heard.listened, heard.seconds
         return self.summary
 
     def _requests(self) -> Iterator[Request]:
@@ -333,7 +428,7 @@ class _Run:
             heard = reading.result()
         except Error as found:
             error = found
-        before, work = self._known.get(item.id), _Work(item, self._key(item, heard), 1)
+        before, work = self._known.get(item.id), Work(item, self._key(item, heard))
         failed = before is not None and before.status != "done"
         if before is not None and before.key == work.key:
             if not failed and (self._job.folder / item.output).exists():
@@ -347,12 +442,7 @@ class _Run:
         try:
             if error or heard is None:
                 raise error or Error("not read")
-            voice = self._hearing.voice(item.voice, heard.voice_digest, item.voice_start, heard.voice)
-            felt = hearing.feeling(self._hearing, item, heard)
-            work.requests = pipeline.requests(
-                self._models[0].params, self._cfg, self._texts.analyse(item), voice, item.seed, item.options, felt,
-                of=f" of {item.id}", tag=work,
-            )  # fmt: skip
+            self._speaker.begin(work, heard)
         except Error as found:
             self._hand_over(self._fail, work, found)
         return work.requests
@@ -387,36 +477,31 @@ class _Run:
 
         self._writer.submit(write)
 
-    def _finish(self, work: _Work) -> None:
+    def _finish(self, work: Work) -> None:
         """Write the audio of an item, and what became of it into the journal."""
-        results = [work.results[id(request)] for request in work.requests]
-        if error := next((result.error for result in results if result.error), None):
-            self._fail(work, error, results)
-            return
-        job, item = self._job, work.item
-        speech = pipeline.join(self._cfg, results, item.options)
-        path = job.folder / item.output
+        path = self._job.folder / work.item.output
         try:
-            content = audio.encode(speech.samples, speech.rate, job.kind, job.rate)
+            content, seconds = self._speaker.encoded(work)
             path.parent.mkdir(parents=True, exist_ok=True)
+            _patiently(functools.partial(self._writing.begin, str(work.item.output)))
             _patiently(functools.partial(files.write_whole, path, content))
         except (Error, OSError) as error:
-            self._fail(work, error, results)
+            self._fail(work, error)
             return
-        seconds = len(speech.samples) / speech.rate
-        self._journal_of(work, results, status="done", output=str(item.output), seconds=round(seconds, 6))
+        self._journal_of(work, status="done", output=str(work.item.output), seconds=round(seconds, 6))
         with self._lock:
             self.summary.done += 1
             self.summary.audio += seconds
 
-    def _fail(self, work: _Work, error: Exception, results: Sequence[Result] = ()) -> None:
+    def _fail(self, work: Work, error: Exception) -> None:
         message = " ".join(str(error).split())
         log.warning("%s: %s", work.item.id, message)
-        self._journal_of(work, results, status="failed", output=None, error=message)
+        self._journal_of(work, status="failed", output=None, error=message)
         with self._lock:
             self.summary.failed += 1
 
-    def _journal_of(self, work: _Work, results: Sequence[Result], **more: Any) -> None:
+    def _journal_of(self, work: Work, **more: Any) -> None:
+        results = work.results
         cut, retried = sum(not result.stopped for result in results), sum(result.attempts > 1 for result in results)
         entry = {
             "id": work.item.id, "key": work.key, "attempts": work.attempts, "seed": work.item.seed,
@@ -450,13 +535,12 @@ def _patiently(write: Callable[[], None]) -> None:
 
 def _report(job: Job, journal: Journal, summary: Summary) -> None:
     """summary.json, and failures.jsonl where some have failed: its lines are those of the journal."""
-    shard = "" if job.shard.count == 1 else f"-{job.shard.index}-of-{job.shard.count}"
     failed = [entry for entry in _last(journal.path, journal.records) if entry["status"] != "done"]
-    failures = job.folder / FAILURES.replace(".", f"{shard}.")
+    failures = job.folder / FAILURES.replace(".", f"{job.shard_suffix}.")
     if failed or failures.exists():
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in failed)
         files.write_whole(failures, "".join(lines).encode())
-    summaries = job.folder / SUMMARY.replace(".", f"{shard}.")
+    summaries = job.folder / SUMMARY.replace(".", f"{job.shard_suffix}.")
     files.write_whole(summaries, (json.dumps(summary.to_dict(), indent=1) + "\n").encode())
 
 
@@ -468,9 +552,16 @@ def _last(path: Path, records: dict[str, Record]) -> Iterator[dict[str, Any]]:
 
 
 def missing(job: Job, records: dict[str, Record]) -> tuple[int, list[str], list[str]]:
-    """The manifest beside what journals say: -> items, those that are not done, and those of them that have failed."""
+    """The manifest beside what journals say: -> items, those that are not done, and those of them that have failed.
+
+    Raises Refused at the first problem of the manifest: of its line nobody knows whether it is done.
+    """
     items, left, failed = 0, [], []
-    for item in replace(job, shard=Shard()).items():
+    for item in manifest.read(job.manifest, job.defaults, job.suffix, job.folder):
+        if isinstance(item, Problem):
+            raise Refused(f"{job.manifest}:{item.line}: {item.message}")
+        if items == job.limit:
+            break
         items += 1
         record = records.get(item.id)
         if record is None or record.status != "done" or not (job.folder / item.output).exists():

@@ -4,6 +4,7 @@ What is kept is named by a digest of the recording or text and of the model, so 
 old name nor another model finds what is not its own.
 """
 
+import contextlib
 import hashlib
 import json
 from collections import OrderedDict
@@ -46,9 +47,9 @@ def model_digest(folder: Path) -> str:
 
 
 class Hearing:
-    """Makes voices and emotions with a model, or finds them in `folder`. For one thread at a time."""
+    """Makes voices and emotions with a model, or finds them in `folder` if there is one. For one thread at a time."""
 
-    def __init__(self, model: Model, model_folder: Path, folder: Path, dtype: Any = None):
+    def __init__(self, model: Model, model_folder: Path, folder: Path | None, dtype: Any = None):
         self._model, self._from, self._folder, self._dtype = model, model_folder, folder, dtype
         self._model_digest = model_digest(model_folder)
         self._voices: OrderedDict[str, Voice] = OrderedDict()
@@ -128,22 +129,29 @@ class Hearing:
         if name in memory:
             memory.move_to_end(name)
             return memory[name]
-        path = self._folder / f"{name}.{'json' if name.startswith('reading') else 'safetensors'}"
-        found = None
-        try:
-            found = load(path)
-        except (Error, ValueError, TypeError):  # not there, or damaged: it is made again
-            begin = perf_counter()
-            found = make()
-            self.seconds += perf_counter() - begin
-            try:
-                self._folder.mkdir(exist_ok=True)
-                save(path, found)
-            except (Error, OSError):  # a disk that is full: the next run makes it again
-                pass
-        memory[name] = found
+        folder = self._folder
+        memory[name] = found = self._made(make) if folder is None else self._filed(folder, name, make, load, save)
         while len(memory) > KEPT:
             memory.popitem(last=False)
+        return found
+
+    def _filed(
+        self, folder: Path, name: str, make: Callable[[], T], load: Callable[[Path], T], save: Callable[[Path, T], None]
+    ) -> T:
+        path = folder / f"{name}.{'json' if name.startswith('reading') else 'safetensors'}"
+        try:
+            return load(path)
+        except (Error, ValueError, TypeError):  # not there, or damaged: it is made again
+            found = self._made(make)
+        with contextlib.suppress(Error, OSError):  # a disk that is full: the next run makes it again
+            folder.mkdir(exist_ok=True)
+            save(path, found)
+        return found
+
+    def _made(self, make: Callable[[], T]) -> T:
+        begin = perf_counter()
+        found = make()
+        self.seconds += perf_counter() - begin
         return found
 
 

@@ -64,8 +64,11 @@ def pending() -> int | None:
 
 
 def check() -> None:
-    """Raise Interrupted if a signal came, even one whose exception was swallowed: for between the steps of a run."""
-    if _state.pending is not None:
+    """Raise Interrupted if a signal came, even one whose exception was swallowed: for between the steps of a run.
+
+    Not while the main thread is in a `shielded` block, whichever thread asks: what that block waits for is to be done.
+    """
+    if _state.pending is not None and not _state.shields:
         raise Interrupted(_state.pending)
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -189,20 +189,29 @@ def read(path: Path, defaults: Defaults, suffix: str, root: Path | None = None) 
     kind = path.suffix.lower()
     if kind not in (*JSON_SUFFIXES, ".csv"):
         raise Error(f"{path}: the name of a manifest ends in .jsonl, .ndjson, .json or .csv; rename it")
-    rows = _Rows(path, defaults, suffix, root)
+    rows = _Rows(path.parent, defaults, suffix, root, path)
     empty = True
     try:
         with files.open_file(path) as file:
-            for line, row in _csv(file) if kind == ".csv" else _json(file):
+            for found in rows.items(_csv(file) if kind == ".csv" else _json(file)):
                 empty = False
-                found = [row] if isinstance(row, str) else rows.item(line, row)
-                yield from [found] if isinstance(found, Item) else [Problem(line, message) for message in found]
+                yield found
     except NotFound:
         raise
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({reason(error)}); check the disk") from None
     if empty:
         yield Problem(1, "the manifest holds no items; write one per line")
+
+
+def items(
+    rows: Iterable[dict[str, Any]], folder: Path, defaults: Defaults, suffix: str, root: Path | None = None
+) -> Iterator[Item | Problem]:
+    """Each item of rows that are no file's, numbered from 1, or all that is wrong with it: as `read`.
+
+    folder: where relative paths start. Raises Error for what is wrong with `defaults`.
+    """
+    return _Rows(folder, defaults, suffix, root).items(enumerate(rows, 1))
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -382,8 +391,9 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 class _Rows:
     """Makes items of rows, and knows of the rows before what must not come again."""
 
-    def __init__(self, path: Path, defaults: Defaults, suffix: str, root: Path | None):
-        self._folder, self._defaults, self._suffix, self._root = path.parent, defaults, suffix, root
+    def __init__(self, folder: Path, defaults: Defaults, suffix: str, root: Path | None, path: Path | None = None):
+        """path: of the manifest itself."""
+        self._folder, self._defaults, self._suffix, self._root = folder, defaults, suffix, root
         self._ids: dict[bytes, int] = {}  # digest -> line
         self._outputs: dict[bytes, int] = {}
         self._folders: dict[bytes, int] = {}  # of outputs
@@ -392,10 +402,17 @@ class _Rows:
         self._checked: dict[bytes, str] = {}  # what is wrong with an input
         self._real_root = None if root is None else os.path.realpath(root)
         self._weights = None if defaults.emotion is None else _weights("--emotion", defaults.emotion)
-        self._read[_digest(os.path.realpath(path))] = 0
+        if path is not None:
+            self._read[_digest(os.path.realpath(path))] = 0
         for name in ("voice", "emotion_audio", "glossary"):
             if (given := getattr(defaults, name)) and (wrong := self._input(0, given, name == "glossary")):
                 raise Error(f"--{name.replace('_', '-')} {wrong}")
+
+    def items(self, rows: Iterable[tuple[int, dict[str, Any] | str]]) -> Iterator[Item | Problem]:
+        """The items of numbered rows; a string is what is wrong with one."""
+        for line, row in rows:
+            found = [row] if isinstance(row, str) else self.item(line, row)
+            yield from [found] if isinstance(found, Item) else [Problem(line, message) for message in found]
 
     def item(self, line: int, row: dict[str, Any]) -> Item | list[str]:
         """The item of a row, or all that is wrong with it."""

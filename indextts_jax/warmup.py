@@ -7,6 +7,7 @@ persistent compilation cache, where the first utterance finds it.
 import contextlib
 import itertools
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,16 @@ from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.request import Options
 from indextts_jax.stages import STAGES
+
+
+def keep_programs() -> None:
+    """Have JAX keep compiled programs: in the folder INDEXTTS_CACHE, or where caches are."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("INDEXTTS_CACHE") or str(Path(base) / "indextts-jax" / "compilation")
+    with contextlib.suppress(OSError):  # without a place to keep them, programs are compiled anew each time
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @dataclass(frozen=True)

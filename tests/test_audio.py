@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -509,3 +510,17 @@ def test_what_is_missing_in_a_file_is_noticed(tmp_path: Path, monkeypatch):
     encoder.write(np.zeros(9, np.int16))
     with pytest.raises(FileError, match=rf"out \({info.frames} of 9 samples were written\); free some space"):
         encoder.close()
+
+
+def test_a_recording_is_the_same_whatever_the_number_of_threads():
+    """Of BLAS, which machines and engines choose: jobs on several of them give the same bytes."""
+    code = "import sys; from indextts_jax import audio; from hashlib import sha256\n"
+    code += "print([sha256(each.tobytes()).hexdigest() for each in audio.load_speaker(sys.argv[1])])"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(FIXTURES / "audio" / "voice_24k.wav")], capture_output=True, check=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+        ).stdout
+        for threads in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1

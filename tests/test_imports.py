@@ -17,8 +17,11 @@ LAYERS = (
     ("render", "checkpoint", "request"),
     ("groups", "manifest"),
     ("scheduling",),
-    ("pipeline",),
+    ("pipeline", "devices"),
     ("warmup", "model"),
+    ("hearing",),
+    ("batch",),
+    ("ray",),
     ("convert", "bench"),
     ("cli",),
 )

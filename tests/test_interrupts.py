@@ -99,6 +99,16 @@ def test_a_shield_holds_a_signal_back():
     assert done == ["inside"]
 
 
+def test_a_shielded_block_can_wait_for_threads_that_write(tmp_path):
+    """As a batch job does, which finishes what has begun."""
+    with pytest.raises(Interrupted), handled(), shielded():
+        send(signal.SIGTERM)
+        thread = threading.Thread(target=files.write_whole, args=(tmp_path / "a", b"whole"))
+        thread.start()
+        thread.join()
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
 def test_blocks_in_blocks_and_other_threads_change_nothing():
     with handled():
         within = [signal.getsignal(each) for each in interrupts.SIGNALS]

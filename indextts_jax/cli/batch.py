@@ -107,10 +107,13 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
-        job, plan = _prepared(options)
+        job = _job(options)
+        plan = None if options.merge else _planned(options, job)
     except Error as error:
         error.status = 2  # nothing has begun
         raise
+    if options.merge:
+        _merge(job)
     if plan is None:
         return
     summary = _spoken(options, job, plan)
@@ -129,20 +132,23 @@ def run(options: argparse.Namespace) -> None:
             print(f"{job.joined}: {seconds:.2f} s of audio")
 
 
-def _prepared(options: argparse.Namespace) -> "tuple[Job, Plan | None]":
-    """The job and what it amounts to; no plan where no more is to be done."""
+def _merge(job: "Job") -> None:
+    """Join the journals of shards. Raises Error where items are not done."""
     from indextts_jax import batch
 
-    job = _job(options)
-    if options.merge:
-        items, left, failed = batch.merge_shards(job)
-        print(f"{job.folder / batch.JOURNAL}: {items - len(left)} of {items} items are done")
-        if left:
-            raise Error(
-                f"{len(left)} items are not done, {len(failed)} of them have failed: {', '.join(left[:10])}"
-                f"{', ...' if len(left) > 10 else ''}; run their shards again"
-            )
-        return job, None
+    items, left, failed = batch.merge_shards(job)
+    print(f"{job.folder / batch.JOURNAL}: {items - len(left)} of {items} items are done")
+    if left:
+        raise Error(
+            f"{len(left)} items are not done, {len(failed)} of them have failed: {', '.join(left[:10])}"
+            f"{', ...' if len(left) > 10 else ''}; run their shards again"
+        )
+
+
+def _planned(options: argparse.Namespace, job: "Job") -> "Plan | None":
+    """What the job amounts to; None where no more is to be done."""
+    from indextts_jax import batch
+
     with progress_of(options) as progress:
         try:
             plan = batch.check(job, lambda items: progress("checking the manifest", items, 0))
@@ -154,7 +160,7 @@ def _prepared(options: argparse.Namespace) -> "tuple[Job, Plan | None]":
             raise
     if options.dry_run or not options.quiet:
         print(plan)
-    return job, None if options.dry_run else plan
+    return None if options.dry_run else plan
 
 
 def _job(options: argparse.Namespace) -> "Job":

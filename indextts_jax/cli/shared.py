@@ -113,16 +113,11 @@ def configure_jax(options: argparse.Namespace) -> str:
     """Choose the device, and keep compiled programs: -> the dtype to use."""
     import jax
 
-    from indextts_jax import checkpoint
+    from indextts_jax import checkpoint, warmup
 
     if options.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = os.environ.get("INDEXTTS_CACHE") or str(Path(base) / "indextts-jax" / "compilation")
-    with contextlib.suppress(OSError):  # without a place to keep them, programs are compiled anew each time
-        Path(cache).mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    warmup.keep_programs()
     device = jax.devices()[0]
     if options.device and device.platform != options.device:
         raise Error(
