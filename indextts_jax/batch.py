@@ -117,14 +117,14 @@ class Plan:
     items: int = 0
     done: int = 0  # of them, by their outputs and journals; a changed option shows only later
     voices: int = 0  # different recordings
-    segments: int = 0
-    seconds: float = 0.0  # of speech, estimated from the lengths of the texts
+    segments: int = 0  # of what is not done
+    seconds: float = 0.0  # of its speech, estimated from the lengths of the texts
 
     def __str__(self) -> str:
         length = f"{self.seconds / 3600:.1f} hours" if self.seconds >= 7200 else f"{self.seconds:.0f} s"
         return (
-            f"{self.items} items ({self.done} of them done), {self.voices} voices, {self.segments} segments, about "
-            f"{length} of speech"
+            f"{self.items} items ({self.done} of them done), {self.voices} voices; to be spoken: {self.segments} "
+            f"segments, about {length} of speech"
         )
 
 
@@ -187,7 +187,7 @@ class Texts:
 
 
 def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Plan:
-    """Read the whole manifest, texts too, without weights: -> what is to be done.
+    """Read the whole manifest, texts too but for those of items that are done, without weights: -> what is to be done.
 
     progress: called with the items read so far. Raises Refused with every problem there is, by its line.
     """
@@ -202,29 +202,31 @@ def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Pla
         if isinstance(item, Problem):
             problems.append(item)
             continue
-        try:
-            analysis = texts.analyse(item)
-            longest = max(map(len, analysis.segment_ids))
-            if longest > cfg.gpt.most_texts:
-                raise Error(
-                    f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}; make "
-                    "segment_tokens smaller"
-                )
-        except Error as error:
-            problems.append(Problem(item.line, str(error)))
-            continue
-        exists = (job.folder / item.output).exists()
+        record, exists = records.get(item.id), (job.folder / item.output).exists()
         if exists and not job.force and str(item.output) not in outputs:
             problems.append(
                 Problem(item.line, f"{job.folder / item.output} exists already; add --force to replace it, or move it")
             )
+        done = exists and record is not None and record.status == "done"
+        segments = pieces = 0
+        if not done:  # else it has been analysed, which takes most of the time
+            try:
+                segment_ids = texts.analyse(item).segment_ids
+                segments, pieces, longest = len(segment_ids), sum(map(len, segment_ids)), max(map(len, segment_ids))
+                if longest > cfg.gpt.most_texts:
+                    raise Error(
+                        f"a segment has {longest} text pieces, but the model takes {cfg.gpt.most_texts}; make "
+                        "segment_tokens smaller"
+                    )
+            except Error as error:
+                problems.append(Problem(item.line, str(error)))
+                continue
         if not job.shard.holds(item.id) or plan.items == job.limit:
             continue
-        record = records.get(item.id)
         plan.items += 1
-        plan.done += exists and record is not None and record.status == "done"
-        plan.segments += len(analysis.segments)
-        plan.seconds += SECONDS_PER_PIECE * len(analysis.ids)
+        plan.done += done
+        plan.segments += segments
+        plan.seconds += SECONDS_PER_PIECE * pieces
         voices.add(hashlib.sha256(f"{item.voice}:{item.voice_start}".encode()).digest())
     plan.voices = len(voices)
     if problems:
@@ -394,7 +396,10 @@ class _Run:
             tick()
 
         with ThreadPoolExecutor(1) as self._writer:
-            spoken = devices.run(params, self._cfg, self._requests(), self._job.batch, True, watch, self.summary.usage)
+            spoken = devices.run(
+                params, self._cfg, self._requests(), self._job.batch, True, watch, self.summary.usage,
+                lambda: interrupts.pending() is not None,
+            )  # fmt: skip
             for result in spoken:
                 work: Work = result.request.tag
                 if work.take(result):
@@ -402,6 +407,8 @@ class _Run:
         if self._error:
             raise self._error
         self._writing.end()
+        if interrupts.pending() is not None:
+            self.summary.left += self.summary.items - self.summary.done - self.summary.failed
         heard = self._speaker.hearing
         self.summary.listened, self.summary.listening = heard.listened, heard.seconds
         return self.summary

@@ -32,6 +32,7 @@ def run(
     fixed: bool = False,
     tick: Callable[[], None] = lambda: None,
     usage: Usage | None = None,
+    ending: Callable[[], bool] = lambda: False,
 ) -> Iterator[Result]:
     """Speak requests on several devices, which each have a copy of the parameters: as `scheduling.run`, in the order in
     which results are finished.
@@ -40,12 +41,13 @@ def run(
     then by the caller's thread.
     """
     if len(params) == 1:
-        yield from scheduling.run(params[0], cfg, requests, batch, fixed, tick=lambda *_: tick(), usage=usage)
+        more = {"tick": lambda *_: tick(), "usage": usage, "ending": ending}
+        yield from scheduling.run(params[0], cfg, requests, batch, fixed, **more)
         return
     source, results, usages = _Shared(iter(requests)), queue.Queue(maxsize=4 * len(params)), [Usage() for _ in params]
     threads = [
         threading.Thread(
-            target=_work, args=(own, cfg, source, results, batch, fixed, used), name=f"device {i}", daemon=True
+            target=_work, args=(own, cfg, source, results, batch, fixed, used, ending), name=f"device {i}", daemon=True
         )
         for i, (own, used) in enumerate(zip(params, usages, strict=True))
     ]
@@ -78,7 +80,14 @@ def run(
 
 
 def _work(
-    params: Params, cfg: Config, source: "_Shared", results: queue.Queue, batch: int | None, fixed: bool, usage: Usage
+    params: Params,
+    cfg: Config,
+    source: "_Shared",
+    results: queue.Queue,
+    batch: int | None,
+    fixed: bool,
+    usage: Usage,
+    ending: Callable[[], bool],
 ) -> None:
     """Speak what the source gives, on one device, until it has no more or nobody listens."""
     device = next(iter(jax.tree.leaves(params)[0].devices()))
@@ -86,7 +95,9 @@ def _work(
     try:
         with (
             jax.default_device(device),
-            closing(scheduling.run(params, cfg, source, batch, fixed, tick=source.check, usage=usage)) as spoken,
+            closing(
+                scheduling.run(params, cfg, source, batch, fixed, tick=source.check, usage=usage, ending=ending)
+            ) as spoken,
         ):
             for result in spoken:
                 results.put(("result", result))

@@ -98,6 +98,10 @@ class Drawing:
         draw.check(self._cfg)
         self._waiting.append(draw)
 
+    def give_up(self) -> None:
+        """Forget the rows that wait for a place."""
+        self._waiting.clear()
+
     def taken(self) -> list[Draw]:
         """Everything that is not finished, which is thereby given up."""
         for draw in self._places.values():

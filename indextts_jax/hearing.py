@@ -10,6 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -155,19 +156,30 @@ class Hearing:
         return found
 
 
+@lru_cache(8)
+def _speaker(path: Path, start: float, content: str) -> Recording:
+    """A recording, decoded once for the items that follow each other; `content` is its digest."""
+    return audio.load_speaker(path, start)
+
+
+@lru_cache(8)
+def _felt(path: Path, content: str) -> np.ndarray:
+    return audio.load_emotion(path)
+
+
 class Heard:
     """What an item needs of files, read ahead by any thread: its recordings and their digests. Raises Error."""
 
     def __init__(self, item: Item):
         self.voice_digest, feeling = digest(item.voice), item.feeling
         whole = item.voice.suffix == ".safetensors"
-        self.voice = None if whole else audio.load_speaker(item.voice, item.voice_start)
+        self.voice = None if whole else _speaker(item.voice, item.voice_start, self.voice_digest)
         self.glossary_digest = digest(item.glossary) if item.glossary else None
         self.felt_digest, self.felt = "", None
         if feeling and feeling.audio:
             self.felt_digest = digest(feeling.audio)
             if feeling.audio.suffix != ".safetensors":
-                self.felt = audio.load_emotion(feeling.audio)
+                self.felt = _felt(feeling.audio, self.felt_digest)
 
 
 def feeling(hearing: Hearing, item: Item, heard: Heard) -> Emotion | None:

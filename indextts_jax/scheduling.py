@@ -57,6 +57,7 @@ def run(
     mels: bool = False,
     tick: Callable[[int, int], None] = lambda drawn, finished: None,
     usage: Usage | None = None,
+    ending: Callable[[], bool] = lambda: False,
 ) -> Generator[Result, None, None]:
     """Speak requests as they come: -> their results, in the order in which they are finished.
 
@@ -65,7 +66,8 @@ def run(
     of sampling (beams, sample, top_k) at a time; on an accelerator as many are rendered together, on a CPU, where that
     gains nothing, each by itself. fixed: shapes depend on nothing but a request and `batch`, so that it becomes the
     same samples to the bit whatever stands beside it. mels: results have the log-mels. tick: called between steps with
-    the rows drawn and the requests finished so far; what it raises ends the run.
+    the rows drawn and the requests finished so far; what it raises ends the run. ending: once it is true, what is on
+    the device is finished, and no more is begun: other requests have no result.
 
     A request that cannot be spoken is a result with its error. Out of memory on the device, the batch is halved.
     """
@@ -75,6 +77,9 @@ def run(
     while True:
         tick(loop.drawn, loop.finished)
         idle = False
+        if ending():
+            over = True
+            loop.give_up()
         while not over and not idle and loop.open:
             try:
                 request = next(source)
@@ -135,6 +140,12 @@ class _Loop:
             return [Result(request, np.zeros(0, np.int32), True, 0, error=error)]
         self._waiting.setdefault(kind(options.sampling), deque()).append(draw)
         return []
+
+    def give_up(self) -> None:
+        """Forget the rows that wait to be drawn."""
+        self._waiting.clear()
+        if self._drawing is not None:
+            self._drawing.give_up()
 
     def step(self, polls: bool) -> list[Result]:
         """Draw for a while, start what can be rendered, and give what is finished."""

@@ -136,12 +136,12 @@ def same_bytes(converted, model, folder: Path, rows: list[dict], expected: dict[
     asked = job(converted, folder / "resumed", rows)
 
     def stop(summary, _):
-        if summary.done >= 3 and interrupts.pending() is None:
+        if summary.done >= 1 and interrupts.pending() is None:
             os.kill(os.getpid(), 2)
 
     with pytest.raises(interrupts.Interrupted), interrupts.handled():
         batch.run(asked, [model], stop)
-    assert 3 <= len(jobs.outputs(asked.folder)) < len(expected)
+    assert 1 <= len(jobs.outputs(asked.folder)) < len(expected)
     done = {entry["output"] for entry in journal(asked) if entry["status"] == "done"}
     assert done == set(jobs.outputs(asked.folder))
     batch.run(asked, [model])
@@ -325,7 +325,7 @@ def test_the_command_line(converted, tmp_path, capsys):
 
     status, out, _ = run("--dry-run")
     assert status == 0
-    assert out.startswith("3 items (0 of them done), 3 voices, 3 segments, about")
+    assert out.startswith("3 items (0 of them done), 3 voices; to be spoken: 3 segments, about")
     assert not (tmp_path / "out").exists()
     status, out, err = run()
     assert status == 1
@@ -338,7 +338,7 @@ def test_the_command_line(converted, tmp_path, capsys):
     status, _, err = run("--shard", "0/2", "--concat", tmp_path / "more.wav")
     assert (status, "needs all items" in err) == (2, True)
     status, _, err = run("--merge")
-    assert (status, "holds no journals of shards" in err) == (2, True)
+    assert (status, "holds no journals of shards" in err) == (1, True)
     manifest.write_text('{"id": "x"}\n')
     status, _, err = run()
     assert status == 2

@@ -148,6 +148,7 @@ def _merge(job: "Job") -> None:
 def _planned(options: argparse.Namespace, job: "Job") -> "Plan | None":
     """What the job amounts to; None where no more is to be done."""
     from indextts_jax import batch
+    from indextts_jax.journal import Journal
 
     with progress_of(options) as progress:
         try:
@@ -160,7 +161,14 @@ def _planned(options: argparse.Namespace, job: "Job") -> "Plan | None":
             raise
     if options.dry_run or not options.quiet:
         print(plan)
-    return None if options.dry_run else plan
+    if options.dry_run:
+        return None
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"--output-dir {job.folder}: cannot be made ({error.strerror}); choose another folder") from None
+    Journal.open(job.journal).close()  # nobody else has it, and it can be written
+    return plan
 
 
 def _job(options: argparse.Namespace) -> "Job":
@@ -212,10 +220,6 @@ def _spoken(options: argparse.Namespace, job: "Job", plan: "Plan") -> "Summary":
     from indextts_jax.model import Model, load
 
     dtype = configure_jax(options)
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Error(f"--output-dir {job.folder}: cannot be made ({error.strerror}); choose another folder") from None
     with progress_of(options) as progress:
         model = load(job.model, dtype, progress=progress)
         models = [Model(params, model.cfg, model.text) for params in devices.copies(model.params, jax.local_devices())]
