@@ -12,7 +12,7 @@ import pytest
 from debug.golden import TOLERANCE, relative
 from indextts_jax import decoding, pipeline, scheduling, seeds
 from indextts_jax.decoding import Sampling
-from indextts_jax.models import gpt, s2mel
+from indextts_jax.models import bigvgan, gpt, s2mel
 from indextts_jax.request import Given, Options, Request
 from indextts_jax.scheduling import IN_FLIGHT, Usage
 from indextts_jax.timing import Stopwatch
@@ -127,7 +127,11 @@ def test_what_a_tick_raises_ends_the_run(system):
     assert said[-1] == (3, 3)
 
 
-def test_memory_does_not_grow_with_the_requests(system):
+def test_memory_does_not_grow_with_the_requests(system, monkeypatch):
+    """Rendered by programs that do nothing."""
+    silence = jax.jit(lambda mel: jax.numpy.zeros((len(mel), mel.shape[1] * 256)))
+    monkeypatch.setattr(s2mel, "solve", lambda params, cfg, noise, *rest: noise)
+    monkeypatch.setattr(bigvgan, "vocode", lambda params, cfg, mel, lengths: silence(mel))
     options, alive, most = replace(OPTIONS, max_codes=2), weakref.WeakSet(), []
     ids = system.request(0).ids
 
@@ -153,7 +157,7 @@ def test_memory_does_not_grow_with_the_requests(system):
 
 def test_a_failure_belongs_to_its_request(model, voice):
     """Texts too long and of another vocabulary, a voice of NaN, an empty draw: the others are as without them."""
-    system = System(model, voice, 7.0)
+    system = System(model, voice, 9.5)
     good = system.all([system.request(i) for i in range(24)])
     empty = [i for i, result in good.items() if result.error]
     assert 1 <= len(empty) < 20
@@ -179,7 +183,7 @@ def test_a_failure_belongs_to_its_request(model, voice):
 def test_retries_keep_the_best_attempt(model, voice):
     """The first that is good; else the longest cut one, whatever comes after it; else none. Each attempt by itself
     tells what to expect."""
-    system, limit, most = System(model, voice, 7.0), replace(OPTIONS, max_codes=3), 3
+    system, limit, most = System(model, voice, 9.5), replace(OPTIONS, max_codes=3), 3
     requests = {i: system.request(i, limit) for i in range(30)}
     single = [
         replace(request, keys=(seeds.of_attempt(request.keys[0], n), request.keys[1]), tag=(i, n))
@@ -248,7 +252,7 @@ def test_with_fixed_shapes_the_bits_are_the_same_whatever_stands_beside(system, 
     usage = Usage()
     expected = system.all(requests, fixed=True, usage=usage)
     assert usage.frames > usage.used_frames
-    assert len({len(result.samples) for result in expected.values()}) > 3
+    assert len({len(result.samples) for result in expected.values()}) > 2
     for found in (
         system.all(requests[::-1], fixed=True),
         {request.tag: system.all([request], fixed=True)[request.tag] for request in requests[:3]},
