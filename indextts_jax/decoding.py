@@ -307,12 +307,16 @@ def admit(
     places = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state._replace(caches=()), new)
 
     def fill(blocks: tuple[LayerCache, ...], cache: LayerCache) -> tuple[LayerCache, ...]:
-        """The slots of the prefixes into the first blocks of a layer."""
+        """The slots of the prefixes into the first blocks of a layer; the others are cleared.
+
+        Nobody sees those, but a NaN that an earlier row has left there would be one times zero, too.
+        """
         filled = []
         for i, block in enumerate(blocks):
             parts = (array[..., i * BLOCK : (i + 1) * BLOCK] for array in cache)
-            pairs = zip(block, parts, strict=True)
-            filled.append(LayerCache(*(old.at[rows, :, :, : new.shape[3]].set(new, mode="drop") for old, new in pairs)))
+            whole = (jnp.pad(part, ((0, 0), (0, 0), (0, 0), (0, BLOCK - part.shape[3]))) for part in parts)
+            pairs = zip(block, whole, strict=True)
+            filled.append(LayerCache(*(old.at[rows].set(new, mode="drop") for old, new in pairs)))
         return tuple(filled)
 
     return places._replace(caches=tuple(map(fill, state.caches, caches)))

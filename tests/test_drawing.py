@@ -152,3 +152,16 @@ def test_a_row_that_stops_at_once_gives_its_place_at_once(monkeypatch):
     assert not any(idle)
     monkeypatch.undo()
     np.testing.assert_array_equal(drawn.codes, drawing.generate(params, cfg, prefix, keys, sampling, 12).codes)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_row_of_nan_leaves_nothing_in_its_place(beams):
+    """Its keys and values stay in the cache, where nobody sees them; but NaN times zero is NaN."""
+    params, cfg = with_stop_bias(parameters("gpt", GPT), GPT, -50.0), GPT
+    latents = normal(1, 2, 4, 16)
+    latents[0] = np.nan
+    texts, lengths = np.full((2, 5), 7, np.int32), np.full(2, 5)
+    prefix = gpt.prefix(params, cfg, latents, normal(2, 2, 16), texts, lengths)
+    after = drawing.generate(params, cfg, prefix, [1, 2], Sampling(beams), 12, batch=1)
+    alone = drawing.generate(params, cfg, jax.tree.map(lambda a: a[1:], prefix), [2], Sampling(beams), 12)
+    np.testing.assert_array_equal(after.codes[1], alone.codes[0])
