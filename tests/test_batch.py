@@ -190,6 +190,7 @@ def test_the_same_bytes_on_four_devices(first, converted, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="takes many minutes: set INDEXTTS_LONG to run it")
 def test_two_hundred_items(converted, model, tmp_path):
     rows = jobs.rows(200)
     asked = job(converted, tmp_path / "first", rows)
