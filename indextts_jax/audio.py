@@ -232,8 +232,13 @@ def resample_sinc(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarr
     kernel, reach = _sinc_kernel(stride, phases)
     padded = np.pad(samples, (reach, reach + stride))
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[1])[::stride]
-    # Not with BLAS, whose sums depend on the number of its threads, and so on the machine and what it is told.
-    return np.einsum("nt,pt->np", windows, kernel).reshape(-1)[: math.ceil(len(samples) * phases / stride)]
+    # Tap after tap, in the order of the reference's convolution. Not with BLAS, whose sums depend on the number of its
+    # threads, and so on the machine and what it is told.
+    found = np.zeros((len(windows), len(kernel)), np.float32)
+    product = np.empty_like(found)
+    for tap in range(kernel.shape[1]):
+        found += np.multiply(windows[:, tap, None], kernel[None, :, tap], out=product)
+    return found.reshape(-1)[: math.ceil(len(samples) * phases / stride)]
 
 
 @lru_cache(maxsize=8)

@@ -80,18 +80,19 @@ class Program(NamedTuple):
 
 
 def programs(
-    cfg: Config, options: Options, uses: Uses, dtype: Any, shapes: Callable[[str, Any], Any] = models.shapes
-) -> list[Program]:
+    cfg: Config, options: Options, uses: Uses, dtype: Any, shapes: Callable[[str, Any], Any] = models.shapes,
+    platform: str | None = None,
+) -> list[Program]:  # fmt: skip
     """Everything that `voice.listen` and `pipeline.speak` run for such uses, each program once.
 
-    shapes: of the parameters of a component, by its name and configuration.
+    shapes: of the parameters of a component, by its name and configuration. platform: where they run (default: here).
     """
     params = _parameters(cfg, dtype, shapes)
     found: dict[tuple[str, str], Program] = {}
     for program in (
         *_listen(cfg, params, uses),
         *_draw(cfg, params, options, uses),
-        *_render(cfg, params, options, uses),
+        *_render(cfg, params, options, uses, platform or jax.devices()[0].platform),
     ):
         found.setdefault((program.stage, program.shape), program)
     return list(found.values())
@@ -217,10 +218,10 @@ def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Pr
                 yield Program("admission", f"{text} pieces to {shape}", arguments, {})
 
 
-def _render(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
+def _render(cfg: Config, params: Any, options: Options, uses: Uses, platform: str) -> Iterator[Program]:
     own = cfg.s2mel
-    most = 1 if jax.devices()[0].platform == "cpu" else max(uses.batches)  # as in `scheduling.run`
-    for batch in (n for n in buckets.BATCH if n <= most):
+    most = 1 if platform == "cpu" else max(uses.batches)  # as in `scheduling.run`
+    for batch in sorted({most, *(n for n in buckets.BATCH if n < most)}):
         integers = struct((batch,), np.int32)
         for rung in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
             frames = render.target_frames(rung)

@@ -179,7 +179,7 @@ def programs(dtype: str) -> dict[str, Call]:
         # The same with other weights: to list them anew would be to trace every stage once more.
         return {stage: _in_float32(program) for stage, program in programs("bfloat16").items()}
     cfg = Config(qwen3=Qwen3Config(layers=2))  # of 28: nothing else depends on them, and each is traced four times
-    listed = warmup.programs(cfg, Options(), Uses(batches=(2,), codes=(48,)), dtype)
+    listed = warmup.programs(cfg, Options(), Uses(batches=(2,), codes=(48,)), dtype, platform="tpu")
     assert {program.stage for program in listed} == set(STAGES) - {"more cache"}  # which so few codes do not need
     stages = (Call(program.function, program.arguments, program.keywords) for program in listed)
     return {name(call.function): call for call in (*stages, *_others(cfg, dtype))}

@@ -188,9 +188,12 @@ def test_attention_to_a_cache_equals_attention(groups, dtype):
     assert not mask[0].all()
     every_head = (jnp.repeat(x, repeated, axis=2) for x in (k, v))
     expected = layers.attend(q, *every_head, jnp.asarray(mask)[:, None])
-    slots_last = (x.transpose(0, 2, 3, 1) for x in (k, v))  # [B, G, H, S]
-    y = layers.attend_cached(q, *slots_last, jnp.asarray(mask))
+    k, v = (x.transpose(0, 2, 3, 1) for x in (k, v))  # [B, G, H, S]
+    blocks = [(k[..., at], v[..., at]) for at in (slice(0, 2), slice(2, 5), slice(5, 6))]
+    y = layers.attend_cached(q, [(k, v)], jnp.asarray(mask))
+    in_blocks = layers.attend_cached(q, blocks, jnp.asarray(mask))
     assert y.dtype == dtype
     # Weights and result are rounded to bfloat16 in both; a sum in another order may fall to the next number.
     tolerance = 2 * float(jnp.finfo(jnp.bfloat16).eps) if dtype == jnp.bfloat16 else 1e-6
-    np.testing.assert_allclose(np.asarray(y, np.float64), np.asarray(expected, np.float64), atol=tolerance)
+    for found in (y, in_blocks):
+        np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(expected, np.float64), atol=tolerance)

@@ -93,8 +93,8 @@ def test_what_cannot_be_made_ahead_is_no_error(tmp_path):
 
 
 def test_what_is_listed(tiny):
-    def stages(**uses):
-        found = warmup.programs(tiny.cfg, Options(Sampling(beams=1)), Uses(**uses), "float32")
+    def stages(platform="gpu", **uses):
+        found = warmup.programs(tiny.cfg, Options(Sampling(beams=1)), Uses(**uses), "float32", platform=platform)
         assert len({(program.stage, program.shape) for program in found}) == len(found)
         return [program.stage for program in found]
 
@@ -102,8 +102,10 @@ def test_what_is_listed(tiny):
     assert one.count("w2v-BERT") == 1
     more = stages(batches=(3,), codes=(30, 60), seconds=(3, 9), texts=(10, 20))
     assert more.count("w2v-BERT") == 2
-    assert more.count("BigVGAN") == 3 * 2  # batches of 1, 2, 4 and two lengths
+    assert more.count("BigVGAN") == 3 * 2  # groups of 1, 2 and 3, and two lengths
     assert more.count("prefix") == 3 * 2
+    assert more.count("prefill") == 2  # of one row each
+    assert stages("cpu", batches=(3,), codes=(30, 60)).count("BigVGAN") == 2  # where there are no groups
     assert more.count("flow") > one.count("flow")
 
 
