@@ -267,7 +267,7 @@ def _stub() -> None:
     def begin(self: batch.Speaker, work: batch.Work, heard: object) -> None:
         work.requests = [Request([], None, (None, None), work.item.options, tag=work)]  # pyright: ignore
 
-    def run(params, cfg, requests, size, fixed, tick, usage) -> Iterator[Result]:
+    def run(params, cfg, requests, size, fixed, tick, usage, ending) -> Iterator[Result]:
         """Of eight at a time, any one ends next."""
         rng, here, over = random.Random(), [], False
         requests = iter(requests)

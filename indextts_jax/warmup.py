@@ -236,7 +236,7 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses, platform: st
             arguments = params["s2mel"], own, _result(embed), _result(latents), integers
             keywords = {"frames": frames, "target_lengths": integers}
             yield (content := Program("content", shape, arguments, keywords))
-            mel = struct((batch, frames, own.mels))
+            mel = _placed(struct((batch, frames, own.mels)))
             arguments = params["bigvgan"], cfg.bigvgan, mel, integers
             yield Program("BigVGAN", shape, arguments, {})
             for seconds in uses.seconds:
