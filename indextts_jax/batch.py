@@ -1,7 +1,7 @@
 """Batch jobs: the items of a manifest become audio files; what is done is never done twice, and nothing is lost.
 
     plan = check(job)
-    run(job, plan, models)
+    summary = run(job, models)
 
 The journal in the output folder says what is done. An item's key is a digest of all that determines its audio: the same
 job again does what is missing, and a changed option does anew what it changes.
@@ -542,20 +542,14 @@ def _patiently(write: Callable[[], None]) -> None:
 
 def _report(job: Job, journal: Journal, summary: Summary) -> None:
     """summary.json, and failures.jsonl where some have failed: its lines are those of the journal."""
-    failed = [entry for entry in _last(journal.path, journal.records) if entry["status"] != "done"]
+    ids = {id for id, record in journal.records.items() if record.status != "done"}
+    failed = {entry["id"]: entry for entry in Journal.read(journal.path) if entry["id"] in ids}  # the last of each
     failures = job.folder / FAILURES.replace(".", f"{job.shard_suffix}.")
     if failed or failures.exists():
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in failed)
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in failed.values())
         files.write_whole(failures, "".join(lines).encode())
     summaries = job.folder / SUMMARY.replace(".", f"{job.shard_suffix}.")
     files.write_whole(summaries, (json.dumps(summary.to_dict(), indent=1) + "\n").encode())
-
-
-def _last(path: Path, records: dict[str, Record]) -> Iterator[dict[str, Any]]:
-    """The last entry of each item that is not done."""
-    failed = {id for id, record in records.items() if record.status != "done"}
-    found = {entry["id"]: entry for entry in Journal.read(path) if entry["id"] in failed}
-    yield from found.values()
 
 
 def missing(job: Job, records: dict[str, Record]) -> tuple[int, list[str], list[str]]:

@@ -6,7 +6,6 @@ What a row draws depends on itself alone, to the bit as long as the batch has th
 prefilled by itself, and when slots are dropped depends on the row's own steps (`decoding.advance`).
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,11 +64,15 @@ class Draw:
 
 
 @dataclass
-class Counts:
-    """What a batch was used for, in steps of one row."""
+class Usage:
+    """What the device was used for."""
 
-    steps: int = 0  # that were computed: steps times rows
-    used: int = 0  # of them, those that drew a code
+    row_steps: int = 0  # steps of decoding times rows
+    used_row_steps: int = 0  # of them, those that drew a code
+    frames: int = 0  # of prompt and target in the flow, padding included
+    used_frames: int = 0
+    drawing: float = 0.0  # seconds that the host waited for codes
+    rendering: float = 0.0  # and for samples
 
 
 def kind(sampling: Sampling) -> tuple[int, bool, int]:
@@ -80,13 +83,13 @@ def kind(sampling: Sampling) -> tuple[int, bool, int]:
 class Drawing:
     """A batch of `rows` rows of one kind of sampling."""
 
-    def __init__(self, params: Any, cfg: GPTConfig, sampling: Sampling, rows: int):
+    def __init__(self, params: Any, cfg: GPTConfig, sampling: Sampling, rows: int, usage: Usage | None = None):
         self._params, self._cfg, self._sampling, self.rows = params, cfg, sampling, rows
         self.kind = kind(sampling)
         self._state: State | None = None
         self._waiting: deque[Draw] = deque()
         self._places: dict[int, Draw] = {}  # row of the state -> what is drawn there
-        self.counts = Counts()
+        self._usage = usage or Usage()
 
     @property
     def unfinished(self) -> int:
@@ -130,8 +133,8 @@ class Drawing:
             state = decoding.advance(self._params, self._cfg, state, np.bool_(len(self._waiting) > 0), most)
             done, counts, filled = jax.device_get((state.done, state.counts, state.filled))
             chunks = -(-int((counts - before).max()) // CHUNK)
-            self.counts.steps += chunks * CHUNK * self.rows
-            self.counts.used += int((counts - before).sum())
+            self._usage.row_steps += chunks * CHUNK * self.rows
+            self._usage.used_row_steps += int((counts - before).sum())
             if not done[list(self._places)].any():
                 state = self._with_room(state, counts, filled, done)
         self._state = state
@@ -218,8 +221,7 @@ def _blocks(slots: int) -> int:
 
 def _numbers(sampling: Sampling) -> Sampling:
     """The same settings as arrays of one row, so that numbers and arrays do not make two programs."""
-    values = jax.tree.map(lambda value: np.full(1, value, np.float32), sampling)
-    return dataclasses.replace(values)
+    return jax.tree.map(lambda value: np.full(1, value, np.float32), sampling)
 
 
 def generate(

@@ -17,6 +17,7 @@ from jax import Array
 from indextts_jax import buckets
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
+from indextts_jax.drawing import Usage
 from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, s2mel
 from indextts_jax.render import _stacked, gather, second_pass, spoken_frames, target_frames, text_batch, to_mel
@@ -78,11 +79,19 @@ class Groups:
     as they can be without padding. mels: keep the log-mels.
     """
 
-    def __init__(self, params: Params, cfg: Config, size: int, fixed: bool = False, mels: bool = False):
+    def __init__(
+        self,
+        params: Params,
+        cfg: Config,
+        size: int,
+        fixed: bool = False,
+        mels: bool = False,
+        usage: Usage | None = None,
+    ):
         self._params, self._cfg, self.size, self._fixed, self._mels = params, cfg, size, fixed, mels
+        self._usage = usage or Usage()
         self._waiting: dict[Any, list[Spoken]] = {}
         self._started: list[_Started] = []
-        self.frames = self.used = 0  # of prompt and target that were computed, and of them those that were needed
 
     @property
     def unfinished(self) -> int:
@@ -163,8 +172,8 @@ class Groups:
             samples = bigvgan.vocode(self._params["bigvgan"], self._cfg.bigvgan, mel, lengths)
         else:
             mel, samples = self._render([*rows, *[rows[0]] * (size - len(rows))])
-            self.frames += size * max(row.shapes[-1] for row in rows)
-            self.used += sum(row.packed for row in rows)
+            self._usage.frames += size * max(row.shapes[-1] for row in rows)
+            self._usage.used_frames += sum(row.packed for row in rows)
         self._started.append(_Started(rows, mel, samples))
 
     def _render(self, rows: list[Spoken]) -> tuple[Array, Array]:

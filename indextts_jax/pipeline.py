@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from indextts_jax import audio, buckets, emotion, scheduling, seeds
+from indextts_jax import audio, emotion, scheduling, seeds
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
@@ -84,8 +84,7 @@ def speak(
             raise Error(f"{len(replaced)} segments are given, but the text has {len(text.segments)}")
         of = f" of text {t + 1}" if len(texts) > 1 else ""
         asked += requests(params, cfg, text, voice, key, options, felt, replaced, of, tag=t)
-    batch = options.batch or scheduling.rows(params, cfg)
-    batch = batch if len(asked) >= batch else min(batch, buckets.bucket(len(asked), buckets.BATCH))
+    batch = scheduling.no_more(options.batch or scheduling.rows(params, cfg), len(asked))
 
     def tick(drawn: int, finished: int) -> None:
         progress("drawing codes" if drawn < len(asked) else "rendering", drawn + finished, 2 * len(asked))

@@ -10,7 +10,6 @@ in groups, and gives every request its samples or its own error. What it holds d
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -21,8 +20,7 @@ import numpy as np
 
 from indextts_jax import buckets
 from indextts_jax.config import Config
-from indextts_jax.decoding import Sampling
-from indextts_jax.drawing import Draw, Drawing, kind
+from indextts_jax.drawing import Draw, Drawing, Usage, kind
 from indextts_jax.errors import Error
 from indextts_jax.groups import Groups, measure, spoken
 from indextts_jax.models import Params, gpt
@@ -34,18 +32,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 8  # rows on a CPU
 IN_FLIGHT = 2  # groups on the device before the loop waits for one
-
-
-@dataclass
-class Usage:
-    """What a run has used the device for."""
-
-    row_steps: int = 0  # steps of decoding times rows
-    used_row_steps: int = 0  # of them, those that drew a code
-    frames: int = 0  # of the flow, padding included
-    used_frames: int = 0
-    drawing: float = 0.0  # seconds that the loop waited for codes
-    rendering: float = 0.0  # and for samples
 
 
 def run(
@@ -101,7 +87,7 @@ class _Loop:
 
     def __init__(self, params: Params, cfg: Config, batch: int, fixed: bool, mels: bool, usage: Usage):
         self._params, self._cfg, self._batch, self._usage = params, cfg, batch, usage
-        self._groups_of = partial(Groups, params, cfg, fixed=fixed, mels=mels)
+        self._groups_of = partial(Groups, params, cfg, fixed=fixed, mels=mels, usage=usage)
         self._groups = self._groups_of(1 if _on_cpu(params) else batch)
         self._drawing: Drawing | None = None
         self._waiting: dict[Any, deque[Draw]] = {}  # by kind of sampling, the one that waits longest first
@@ -164,7 +150,6 @@ class _Loop:
                     results.append(Result(draw.tag.request, codes, stopped, draw.attempts, error=error))
             self._usage.drawing += perf_counter() - begin
             if self._drawing and not self._drawing.unfinished:  # out of memory, there is none
-                self._count()
                 self._drawing = None
         if not self._drawing and not self._waiting:
             self._do(self._groups.start)
@@ -172,7 +157,6 @@ class _Loop:
         while found := self._do(lambda wait=wait: self._groups.finished(wait or self._groups.started > IN_FLIGHT)):
             results, wait = results + found, False
         self._usage.rendering += perf_counter() - begin
-        self._usage.frames, self._usage.used_frames = self._groups.frames, self._groups.used
         self.finished += len(results)
         return results
 
@@ -180,7 +164,7 @@ class _Loop:
         """Hand waiting rows to the batch; when it is empty, to one for the kind that has waited longest."""
         if self._drawing is None and self._waiting:
             first = next(iter(self._waiting.values()))[0]
-            self._drawing = Drawing(self._params["gpt"], self._cfg.gpt, first.sampling, self._batch)
+            self._drawing = Drawing(self._params["gpt"], self._cfg.gpt, first.sampling, self._batch, self._usage)
         drawing = self._drawing
         waiting = self._waiting.get(drawing.kind) if drawing else None
         while drawing and waiting and drawing.unfinished < 2 * self._batch:
@@ -219,19 +203,12 @@ class _Loop:
 
     def _halved(self) -> None:
         rendered, drawn = self._groups.taken(), self._drawing.taken() if self._drawing else []
-        self._count()
-        before, self._groups = self._groups, self._groups_of(max(1, self._groups.size // 2))
-        self._groups.frames, self._groups.used = before.frames, before.used
+        self._groups = self._groups_of(max(1, self._groups.size // 2))
         self._drawing = None
         for draw in reversed(drawn):
             self._waiting.setdefault(kind(draw.sampling), deque()).appendleft(draw)
         for row in rendered:
             self._do(lambda row=row: self._groups.add(row))
-
-    def _count(self) -> None:
-        if self._drawing:
-            self._usage.row_steps += self._drawing.counts.steps
-            self._usage.used_row_steps += self._drawing.counts.used
 
 
 def _prefix(params: Params, cfg: Config, request: Request) -> Prefix:
@@ -252,7 +229,12 @@ def _on_cpu(params: Params) -> bool:
     return next(iter(devices)).platform == "cpu"
 
 
-def rows(params: Params, cfg: Config, sampling: Sampling | None = None) -> int:
+def no_more(batch: int, count: int) -> int:
+    """The rows for `count` requests that are all there is: the batch, or the rung that holds them."""
+    return min(batch, buckets.bucket(count, buckets.BATCH))
+
+
+def rows(params: Params, cfg: Config) -> int:
     """The rows that are drawn at once where no number is given: 8 on a CPU, else what the memory of the device holds.
 
     Half of what the weights leave is for the caches, at their largest; the rest is for rendering.

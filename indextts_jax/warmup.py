@@ -116,8 +116,7 @@ def ahead(
             params = _parameters(cfg, dtype, partial(checkpoint.shapes, folder))
             drawn = None
             if texts and options:
-                batch = options.batch or scheduling.BATCH
-                rows = min(batch, bucket(len(texts), buckets.BATCH))
+                rows = scheduling.no_more(options.batch or scheduling.BATCH, len(texts))
                 drawn = Uses((rows,), texts, (decoding.CHUNK,))
             listening = _listen(cfg, params, Uses(seconds=(seconds,))) if seconds else ()
             drawing = _draw(cfg, params, options, drawn) if options and drawn else ()

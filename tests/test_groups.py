@@ -8,6 +8,7 @@ import pytest
 
 from debug.golden import TOLERANCE, relative
 from indextts_jax import seeds
+from indextts_jax.drawing import Usage
 from indextts_jax.groups import Groups, Spoken, spoken
 from indextts_jax.models import bigvgan, s2mel
 from indextts_jax.request import NOTHING, Given, Options, Request
@@ -142,11 +143,12 @@ def alone(model, row):
 @pytest.mark.whole
 def test_padding_and_neighbours_change_nothing(model, row):
     rows = [row(i, n) for i, n in enumerate((20, 31, 12))]
-    groups = Groups(model.params, model.cfg, 4, fixed=True, mels=True)
+    usage = Usage()
+    groups = Groups(model.params, model.cfg, 4, fixed=True, mels=True, usage=usage)
     for one in rows:
         groups.add(one)
     found = finished(groups)
-    assert (groups.frames, groups.used) == (4 * 192, sum(one.packed for one in rows))
+    assert (usage.frames, usage.used_frames) == (4 * 192, sum(one.packed for one in rows))
     for i, one in enumerate(rows):
         result, expected = found[f"segment {i}"], alone(model, one)
         assert len(result.samples) == one.target * model.cfg.bigvgan.hop

@@ -15,7 +15,9 @@ from indextts_jax.cli.options import (
     add_model,
     add_rendering,
     add_sampling,
+    add_silence,
     add_text,
+    add_voice_start,
     command,
     number,
     seed,
@@ -41,13 +43,7 @@ def add(commands: Any) -> None:
         "--output-dir", type=Path, required=True, metavar="DIR", help="folder of the audio files and the journal"
     )
     group.add_argument("--voice", type=Path, metavar="FILE", help="recording of the speaker, or a Voice file")
-    group.add_argument(
-        "--voice-start",
-        type=number(float, 0),
-        default=0.0,
-        metavar="SECONDS",
-        help="where in a long recording to begin to listen (%(default)s)",
-    )
+    add_voice_start(group)
     group.add_argument("--dry-run", action="store_true", help="check the whole manifest, say what there is, and stop")
     group.add_argument("--format", choices=("wav", "flac", "ogg"), default="wav", help="of the files (%(default)s)")
     group.add_argument(
@@ -61,13 +57,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="an item without a seed has one from N and its id (%(default)s)",
     )
-    group.add_argument(
-        "--silence-ms",
-        type=number(int, 0, 60_000),
-        default=200,
-        metavar="MS",
-        help="silence between the segments of an item (%(default)s)",
-    )
+    add_silence(group)
     add_text(group)
     add_device(group)
     group = sub.add_argument_group("which items")

@@ -115,6 +115,26 @@ def add_text(group: Any) -> None:
     )
 
 
+def add_voice_start(group: Any) -> None:
+    group.add_argument(
+        "--voice-start",
+        type=number(float, 0),
+        default=0.0,
+        metavar="SECONDS",
+        help="where in a long recording to begin to listen (%(default)s)",
+    )
+
+
+def add_silence(group: Any) -> None:
+    group.add_argument(
+        "--silence-ms",
+        type=number(int, 0, 60_000),
+        default=200,
+        metavar="MS",
+        help="silence between the segments of a text (%(default)s)",
+    )
+
+
 def add_emotion(sub: argparse.ArgumentParser) -> None:
     """What is felt."""
     group = sub.add_argument_group("emotion", "Without one of these, the emotion is that of the voice's recording.")

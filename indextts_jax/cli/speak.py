@@ -17,7 +17,9 @@ from indextts_jax.cli.options import (
     add_model,
     add_rendering,
     add_sampling,
+    add_silence,
     add_text,
+    add_voice_start,
     command,
     number,
     seed,
@@ -62,13 +64,7 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="recording of the speaker, of which 15 s are heard, or a Voice file (.safetensors)",
     )
-    group.add_argument(
-        "--voice-start",
-        type=number(float, 0),
-        default=0.0,
-        metavar="SECONDS",
-        help="where in a long recording to begin to listen (%(default)s)",
-    )
+    add_voice_start(group)
     text = group.add_mutually_exclusive_group()
     text.add_argument("--text", metavar="TEXT", help="what to say (default: standard input)")
     text.add_argument("--text-file", type=Path, metavar="FILE", help="file that holds what to say, in UTF-8")
@@ -79,13 +75,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
     )
-    group.add_argument(
-        "--silence-ms",
-        type=number(int, 0, 60_000),
-        default=200,
-        metavar="MS",
-        help="silence between segments (%(default)s)",
-    )
+    add_silence(group)
     add_text(group)
     add_device(group)
 
