@@ -16,6 +16,7 @@ from indextts_jax import audio, pipeline
 from indextts_jax.decoding import Sampling
 from indextts_jax.model import Model, load
 from indextts_jax.models import gpt
+from indextts_jax.models.layers import valid
 from indextts_jax.render import text_batch
 from indextts_jax.request import Given, Options
 from indextts_jax.voice import Voice, listen
@@ -28,13 +29,13 @@ def forced(model: Model, voice: Voice, ids: list[int], codes: np.ndarray) -> np.
     params, cfg = model.params["gpt"], model.cfg.gpt
     texts, lengths = text_batch(model.cfg, [ids])
     prefix = gpt.prefix(params, cfg, jnp.asarray(voice.latents)[None], jnp.asarray(voice.emotion)[None], texts, lengths)
-    S, P = int(prefix.lengths[0]) + len(codes), int(prefix.lengths[0])
-    scores, caches = gpt.prefill(params, cfg, prefix, max(S, prefix.embeddings.shape[1]))
-    out = [scores[0]]
+    scores, caches = gpt.prefill(params, cfg, prefix)
+    out, recent = [scores[0]], gpt.empty(cfg, 1, len(codes), prefix.embeddings.dtype)
+    blocks, before = tuple((cache,) for cache in caches), valid(prefix.lengths, caches[0].k.shape[3])
     for i, code in enumerate(codes[:-1]):
-        visible = jnp.arange(caches[0].k.shape[3])[None, None] <= P + i
-        logits, caches = gpt.step(
-            params, cfg, caches, jnp.array([[code]]), jnp.array([P + i]), jnp.array([i + 2]), visible
+        visible = jnp.concatenate([before, jnp.arange(len(codes))[None] <= i], axis=1)[:, None]
+        logits, recent = gpt.step(
+            params, cfg, blocks, recent, jnp.array([[code]]), jnp.array(i), jnp.array([i + 2]), visible
         )
         out.append(logits[0, 0])
     return np.stack(out)

@@ -323,18 +323,20 @@ def _steps(case: Case, at: str, prefix: Prefix) -> Iterator[Comparison]:
     tokens = (golden[f"{at}.beam_tokens"] if K > 1 else golden[f"{at}.codes"][0, :, None]).astype(np.int32)
     parents = golden[f"{at}.beam_parents"] if K > 1 else np.zeros_like(tokens)
     P = int(prefix.lengths[0])
-    first, caches = gpt.prefill(params, cfg, prefix, capacity=P + K * steps)
+    first, caches = gpt.prefill(params, cfg, prefix)
+    blocks, recent = tuple((cache,) for cache in caches), gpt.empty(cfg, 1, K * steps, first.dtype)
     logits = jnp.repeat(first[:, None], K, axis=1)
-    visible, seen = np.zeros((1, K, P + K * steps), bool), np.zeros((1, K, cfg.code_vocabulary), bool)
+    S = caches[0].k.shape[3]
+    visible, seen = np.zeros((1, K, S + K * steps), bool), np.zeros((1, K, cfg.code_vocabulary), bool)
     visible[..., :P], seen[..., [1, cfg.start_code]] = True, True
     scores, processed = [], []
     for n in range(steps):
         if n:
             visible, seen = visible[:, parents[n - 1]], seen[:, parents[n - 1]]
-            visible[0, range(K), range(P + K * (n - 1), P + K * n)] = True
+            visible[0, range(K), range(S + K * (n - 1), S + K * n)] = True
             seen[0, range(K), tokens[n - 1]] = True
-            slots, positions = np.array([P + K * (n - 1)]), np.array([n + 1])
-            logits, caches = gpt.step(params, cfg, caches, tokens[None, n - 1], slots, positions, visible)
+            slot, positions = K * (n - 1), np.array([n + 1])
+            logits, recent = gpt.step(params, cfg, blocks, recent, tokens[None, n - 1], slot, positions, visible)
         scores.append(np.asarray(logits[0]))
         given = golden[raw][None, n] if case.has(raw) else logits
         processed.append(np.asarray(_process(given, seen, sampling)[0]))

@@ -95,8 +95,9 @@ class State(NamedTuple):
     """Everything that one step hands to the next."""
 
     caches: tuple[tuple[LayerCache, ...], ...]  # of each layer: blocks of [B, heads, head width, BLOCK], S in all
-    visible: Array  # [B, K, S] bool, the slots that a beam sees
-    filled: Array  # [B] int32, slots in use
+    recent: tuple[LayerCache, ...]  # of each layer: the slots of the chunk under way, K at each of its steps, R in all
+    visible: Array  # [B, K, S] bool, the slots that a beam sees; within a chunk [B, K, S + R]
+    filled: Array  # [B] int32, slots in use, the recent ones apart
     counts: Array  # [B] int32, steps taken
     done: Array  # [B] bool
     seen: Array  # [B, K, V] bool, the codes that are penalised
@@ -193,6 +194,15 @@ def _enter(hypotheses: Hypotheses, scores: Array, lengths: Array, beams: Array, 
     return Hypotheses(*map(replace, hypotheses, (scores, lengths, beams)))
 
 
+def _of_parents(values: Array, parents: Array) -> Array:
+    """What each beam has from its parent: [B, K, N], [B, K] -> [B, K, N]. By selection: a gather takes row by row."""
+    first, *others = jnp.split(values, values.shape[1], axis=1)
+    picked = jnp.broadcast_to(first, values.shape)
+    for k, other in enumerate(others, 1):
+        picked = jnp.where((parents == k)[:, :, None], other, picked)
+    return picked
+
+
 def _decide(state: State, logits: Array, cfg: GPTConfig) -> State:
     """Choose the next code of each beam from `logits` [B, K, V], in the rows that are not done."""
     B, K, _ = logits.shape
@@ -220,7 +230,7 @@ def _decide(state: State, logits: Array, cfg: GPTConfig) -> State:
         done = active & full & (hypotheses.scores.min(axis=-1) >= scores[:, 0] / norm)
         going = jnp.argsort(stops, axis=-1, stable=True)[:, :K]  # the best K that go on; at most K of 2K stop
         running, parents, codes = (jnp.take_along_axis(a, going, axis=1) for a in (scores, beams, codes))
-        visible, seen = (jnp.take_along_axis(a, parents[:, :, None], axis=1) for a in (visible, seen))
+        visible, seen = (_of_parents(a, parents) for a in (visible, seen))
     cut = active & ~done & (counts >= state.limits)
     for beam in range(K):
         hypotheses = _enter(hypotheses, running[:, beam] / norm, counts, jnp.full(B, beam), cut)
@@ -252,27 +262,23 @@ def _decide(state: State, logits: Array, cfg: GPTConfig) -> State:
 def empty(cfg: GPTConfig, sampling: Sampling, rows: int, blocks: int, dtype: jnp.dtype) -> State:
     """A state whose `rows` places are all free, for rows that are drawn by `sampling`'s beams, sample and top_k."""
     B, K, S, C = rows, sampling.beams, blocks * BLOCK, cfg.most_codes
-    caches = tuple(tuple(_block(cfg, B, dtype) for _ in range(blocks)) for _ in range(cfg.layers))
+    caches = tuple(zip(*(gpt.empty(cfg, B, BLOCK, dtype) for _ in range(blocks)), strict=True))
+    recent = gpt.empty(cfg, B, K * CHUNK, dtype)
     counts, whole, part = jnp.zeros(B, jnp.int32), jnp.zeros((B, C, K), jnp.int32), jnp.zeros((B, K), jnp.float32)
     visible, seen = jnp.zeros((B, K, S), bool), jnp.zeros((B, K, cfg.code_vocabulary), bool)
     return State(
-        caches, visible, counts, counts, counts == 0, seen, part,
+        caches, recent, visible, counts, counts, counts == 0, seen, part,
         Trace(whole + cfg.stop_code, whole, whole.astype(jnp.float32)),
         Hypotheses(part, part.astype(jnp.int32) - 1, part.astype(jnp.int32)),
         jnp.zeros((B, seeds.WORDS), jnp.uint32), _per_row(sampling, B), counts,
     )  # fmt: skip
 
 
-def _block(cfg: GPTConfig, rows: int, dtype: jnp.dtype) -> LayerCache:
-    """A block of free slots."""
-    return LayerCache(*(jnp.zeros((rows, cfg.heads, cfg.width // cfg.heads, BLOCK), dtype) for _ in range(2)))
-
-
 @partial(jax.jit, static_argnames=("cfg", "blocks"))
 def more(cfg: GPTConfig, state: State, blocks: int) -> tuple[tuple[LayerCache, ...], ...]:
     """As many free blocks for the cache of every layer."""
     B, dtype = state.done.shape[0], state.caches[0][0].k.dtype
-    return tuple(tuple(_block(cfg, B, dtype) for _ in range(blocks)) for _ in range(cfg.layers))
+    return tuple(zip(*(gpt.empty(cfg, B, BLOCK, dtype) for _ in range(blocks)), strict=True))
 
 
 def _per_row(sampling: Sampling, rows: int) -> Sampling:
@@ -296,9 +302,11 @@ def admit(
     # The reference counts its prompt as generated: ones and the start code stand for it, and are penalised.
     seen = new.seen.at[..., jnp.array([1, cfg.start_code])].set(True)
     visible = jnp.broadcast_to(valid(lengths, S)[:, None], (A, K, S))
+    # None of them, but computed, so that under shard_map the whole state varies as the rows do.
+    done = lengths < 0
+    recent = jax.tree.map(lambda free: jnp.where(done[:, None, None, None], free + 1, free), new.recent)
     new = new._replace(
-        # done: none of them, but computed, so that under shard_map the whole state varies as the rows do
-        caches=(), visible=visible, filled=lengths, done=lengths < 0, seen=seen, keys=keys,
+        caches=(), recent=recent, visible=visible, filled=lengths, done=done, seen=seen, keys=keys,
         scores=jnp.broadcast_to(jnp.where(jnp.arange(K) == 0, 0.0, UNLIKELY)[None], (A, K)),
         limits=jnp.broadcast_to(jnp.asarray(limits, jnp.int32), (A,)),
     )  # fmt: skip
@@ -330,16 +338,6 @@ def advance(params: dict, cfg: GPTConfig, state: State, waiting: Array, chunks: 
     K, S = state.visible.shape[1:]
     busy = ~state.done
 
-    def one(state: State, _: None) -> tuple[State, None]:
-        last = jnp.take_along_axis(state.trace.codes, (state.counts - 1)[:, None, None], axis=1)[:, 0]  # [B, K]
-        slots = state.filled[:, None] + jnp.arange(K)[None]
-        visible = state.visible | (jnp.arange(S)[None, None] == slots[:, :, None])
-        # counts is 1 when the first code is fed, at position 2: the reference skips position 1
-        logits, caches = gpt.step(params, cfg, state.caches, last, state.filled, state.counts + 1, visible)
-        filled = jnp.where(state.done, state.filled, state.filled + K)
-        state = state._replace(caches=caches, visible=visible, filled=filled)
-        return _decide(state, logits, cfg), None
-
     def more(carry: tuple[State, Array]) -> Array:
         state, taken = carry
         fits = state.filled + K * jnp.minimum(CHUNK, state.limits - state.counts) <= S
@@ -347,11 +345,60 @@ def advance(params: dict, cfg: GPTConfig, state: State, waiting: Array, chunks: 
         return (taken < chunks) & (~state.done).any() & (fits | state.done).all() & ~freed
 
     def chunk(carry: tuple[State, Array]) -> tuple[State, Array]:
-        return _compact(jax.lax.scan(one, carry[0], length=CHUNK)[0]), carry[1] + 1
+        state, taken = carry
+        caches = state.caches  # only read
+
+        def one(state: State, n: Array) -> tuple[State, None]:
+            last = jnp.take_along_axis(state.trace.codes, (state.counts - 1)[:, None, None], axis=1)[:, 0]  # [B, K]
+            own = S + K * n + jnp.arange(K)
+            visible = state.visible | (jnp.arange(S + K * CHUNK)[None] == own[:, None])[None]
+            # counts is 1 when the first code is fed, at position 2: the reference skips position 1
+            logits, recent = gpt.step(params, cfg, caches, state.recent, last, K * n, state.counts + 1, visible)
+            return _decide(state._replace(recent=recent, visible=visible), logits, cfg), None
+
+        visible = jnp.pad(state.visible, ((0, 0), (0, 0), (0, K * CHUNK)))
+        state, _ = jax.lax.scan(one, state._replace(caches=(), visible=visible), jnp.arange(CHUNK))
+        return _compact(_settle(state._replace(caches=caches))), taken + 1
 
     return jax.lax.while_loop(more, chunk, (state, jnp.int32(0)))[0]
 
 
+@jax.named_scope("settle")
+def _settle(state: State) -> State:
+    """Move the slots of a chunk behind those before it, in the rows that go on, which have taken all of its steps."""
+    going, R = ~state.done, state.recent[0].k.shape[3]
+    blocks = []
+    for i, block in enumerate(zip(*state.caches, strict=True)):
+        starts = state.filled - i * BLOCK  # where the first of them comes to lie in this block
+        touched = going & (starts > -R) & (starts < BLOCK)
+        rows = jnp.argsort(~touched, stable=True)
+
+        def move(i: Array, block: Any, starts: Array = starts, rows: Array = rows) -> Any:
+            row, start = rows[i], starts[rows[i]]
+            place = jnp.arange(BLOCK)
+            inside = ((place >= start) & (place < start + R))[None, None, None]
+
+            def moved(old: Array, new: Array) -> Array:
+                own = jax.lax.dynamic_slice_in_dim(old, row, 1)
+                new = jnp.pad(jax.lax.dynamic_slice_in_dim(new, row, 1), ((0, 0), (0, 0), (0, 0), (BLOCK, BLOCK)))
+                new = jax.lax.dynamic_slice_in_dim(new, BLOCK - start, BLOCK, axis=3)
+                return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(inside, new, own), row, axis=0)
+
+            return jax.tree.map(moved, block, state.recent)
+
+        blocks.append(jax.lax.fori_loop(0, touched.sum(dtype=jnp.int32), move, block))
+    S = state.visible.shape[2] - R
+    offset = jnp.arange(S)[None] - state.filled[:, None]
+    fresh = offset[:, None, :, None] == jnp.arange(R)[None, None, None]  # [B, 1, S, R]
+    fresh = (fresh & state.visible[:, :, None, S:]).any(axis=3)
+    return state._replace(
+        caches=tuple(zip(*blocks, strict=True)),
+        visible=state.visible[:, :, :S] | fresh,
+        filled=jnp.where(going, state.filled + R, state.filled),
+    )
+
+
+@jax.named_scope("compact")
 def _compact(state: State) -> State:
     """Move the slots that some beam sees to the front, in the rows that have taken `COMPACT` steps since last time."""
     K = state.visible.shape[1]
@@ -367,8 +414,8 @@ def _compact(state: State) -> State:
 
         def moved(*blocks: Array) -> tuple[Array, ...]:
             own = jnp.concatenate([jax.lax.dynamic_slice_in_dim(block, row, 1) for block in blocks], axis=3)
-            own = jnp.split(jnp.take_along_axis(own, order[row][None, None, None], axis=3), len(blocks), axis=3)
-            put = jax.lax.dynamic_update_slice_in_dim
+            own = jax.lax.platform_dependent(own, order[row], tpu=_permute_by_product, default=_permute)
+            put, own = jax.lax.dynamic_update_slice_in_dim, jnp.split(own, len(blocks), axis=3)
             return tuple(put(block, part, row, axis=0) for block, part in zip(blocks, own, strict=True))
 
         def layer(blocks: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
@@ -382,6 +429,17 @@ def _compact(state: State) -> State:
         visible=jnp.where(due[:, None, None], visible, state.visible),
         filled=jnp.where(due, seen.sum(axis=1, dtype=jnp.int32), state.filled),
     )
+
+
+def _permute(x: Array, order: Array) -> Array:
+    """x [..., S] in another order of its slots [S]."""
+    return jnp.take_along_axis(x, order.reshape((1,) * (x.ndim - 1) + (-1,)), axis=-1)
+
+
+def _permute_by_product(x: Array, order: Array) -> Array:
+    """`_permute` for finite numbers, exact as well: a TPU moves slot by slot but multiplies fast."""
+    chosen = (jnp.arange(len(order))[:, None] == order[None]).astype(x.dtype)
+    return jnp.einsum("...s,sn->...n", x, chosen, precision="highest" if x.dtype == jnp.float32 else None)
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -11,7 +11,7 @@ import pytest
 
 from debug.golden import golden, relative
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
-from tests.test_gpt import one_beam
+from tests.test_gpt import begin, one_beam
 
 pytestmark = pytest.mark.whole
 
@@ -51,10 +51,10 @@ def gpt_outputs(params, cfg):
     speaker, emotion = ARRAYS["seg0.gpt.speech_conditioning_latent"], ARRAYS["seg0.gpt.emo_vec"]
     texts, codes = ARRAYS["seg0.text_tokens"], ARRAYS["seg0.gpt.codes"].astype(np.int32)
     prefix = gpt.prefix(params, cfg, speaker, emotion, texts, length(texts))
-    scores, caches = gpt.prefill(params, cfg, prefix, 128)
-    assert caches[0].k.dtype == jnp.bfloat16
+    scores, caches, recent = begin(params, cfg, prefix, 1)
+    assert caches[0][0].k.dtype == jnp.bfloat16
     yield scores, jnp.float32, ARRAYS["seg0.gpt.logits_per_step"][0], 0.014
-    scores, _ = one_beam(params, cfg, caches, codes[:, 0], prefix.lengths, np.array([2]))
+    scores, _ = one_beam(params, cfg, caches, recent, codes[:, 0], prefix.lengths, 0)
     yield scores, jnp.float32, ARRAYS["seg0.gpt.logits_per_step"][1], 0.014
     yield gpt.latents(params, cfg, prefix, codes), jnp.bfloat16, ARRAYS["seg0.gpt.latent.out"], 0.02
 

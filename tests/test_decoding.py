@@ -366,6 +366,45 @@ def test_slots_that_no_beam_sees_are_dropped_where_it_is_time():
         assert not moved.visible[b, :, seen.sum() :].any()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_slots_in_another_order_by_a_product_are_the_slots(dtype):
+    x, order = jnp.asarray(normal(0, 1, 2, 3, 40) * 1e3, dtype), jnp.asarray(np.random.default_rng(0).permutation(40))
+    by_product = decoding._permute_by_product(x, order)
+    assert by_product.dtype == dtype
+    np.testing.assert_array_equal(by_product, x[..., order])
+    np.testing.assert_array_equal(decoding._permute(x, order), x[..., order])
+
+
+def test_the_slots_of_a_chunk_come_behind_those_before_them():
+    """In a row that goes on; across the border of two blocks as well. What lies elsewhere stays."""
+    state = decoding.empty(GPT, Sampling(), 4, 2, jnp.dtype(jnp.float32))
+    filled, done, R = np.array([10, 240, 300, 256], np.int32), [False, False, True, False], 48
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(4, *state.caches[0][0].k.shape[1:3], 512)).astype(np.float32)
+    fresh = rng.normal(size=(*before.shape[:3], R)).astype(np.float32)
+    visible = rng.random((4, 3, 512 + R)) < 0.5
+    visible[:, :, :512] &= np.arange(512) < filled[:, None, None]
+    blocks = tuple(gpt.LayerCache(*[jnp.asarray(before[..., at : at + 256])] * 2) for at in (0, 256))
+    state = state._replace(
+        caches=(blocks, *state.caches[1:]), recent=(gpt.LayerCache(fresh, -fresh), *state.recent[1:]),
+        visible=jnp.asarray(visible), filled=jnp.asarray(filled), done=jnp.array(done),
+    )  # fmt: skip
+    settled = jax.jit(decoding._settle)(state)
+    for part, sign in (("k", 1), ("v", -1)):
+        after = np.concatenate([np.asarray(getattr(block, part)) for block in settled.caches[0]], axis=3)
+        for b, at in enumerate(filled):
+            expected = before[b].copy()
+            if not done[b]:
+                expected[..., at : at + R] = sign * fresh[b]
+            np.testing.assert_array_equal(after[b], expected)
+    for b, at in enumerate(filled):
+        seen = np.zeros((3, 512), bool)
+        seen[:, :at] = visible[b, :, :at]
+        seen[:, at : at + R] = visible[b, :, 512:]
+        np.testing.assert_array_equal(settled.visible[b], seen)
+    np.testing.assert_array_equal(settled.filled, [58, 288, 300, 304])
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_rows_are_the_same_bits_whatever_the_cache_and_the_neighbours(beams):
     """In a batch of one size, at the width of the official model: the scores of every step."""

@@ -7,11 +7,23 @@ from indextts_jax.models import gpt
 from tests.small import GPT, normal, parameters
 
 
-def one_beam(params, cfg, caches, codes, slots, positions):
-    """One code per row, which sees everything before it: -> (logits [B, V], caches)."""
-    visible = np.arange(caches[0].k.shape[3])[None, None] <= slots[:, None, None]
-    scores, caches = gpt.step(params, cfg, caches, codes[:, None], slots, positions, visible)
-    return scores[:, 0], caches
+def begin(params, cfg, prefix, slots):
+    """-> (logits of the first code, what the prefixes left in blocks, `slots` free slots)."""
+    scores, caches = gpt.prefill(params, cfg, prefix)
+    rows, dtype = len(prefix.lengths), prefix.embeddings.dtype
+    return scores, tuple((cache,) for cache in caches), gpt.empty(cfg, rows, slots, dtype)
+
+
+def one_beam(params, cfg, caches, recent, codes, lengths, step):
+    """The code of `step` of every row, which sees all before it: -> (logits [B, V], recent)."""
+    P, R = caches[0][0].k.shape[3], recent[0].k.shape[3]
+    visible = np.concatenate(
+        [np.arange(P)[None] < np.asarray(lengths)[:, None], np.tile(np.arange(R) <= step, (len(codes), 1))], axis=1
+    )
+    scores, recent = gpt.step(
+        params, cfg, caches, recent, codes[:, None], step, np.full(len(codes), step + 2), visible[:, None]
+    )
+    return scores[:, 0], recent
 
 
 def test_beams_share_a_cache():
@@ -19,19 +31,19 @@ def test_beams_share_a_cache():
     params, cfg, rng = parameters("gpt", GPT), GPT, np.random.default_rng(2)
     texts, emotion = rng.integers(2, 50, (1, 5), np.int32), normal(1, 1, cfg.width)
     prefix = gpt.prefix(params, cfg, normal(0, 1, 4, cfg.width), emotion, texts, np.array([5]))
-    _, caches = gpt.prefill(params, cfg, prefix, capacity=20)
+    _, caches, recent = begin(params, cfg, prefix, 6)
     P, parents, codes = int(prefix.lengths[0]), [0, 0, 1], rng.integers(0, 40, (2, 1, 3), np.int32)
-    visible = np.arange(20)[None, None] < np.full((1, 3, 1), P)
+    visible = np.tile(np.arange(P + 6) < P, (1, 3, 1))
     visible[0, range(3), range(P, P + 3)] = True
-    first, caches = gpt.step(params, cfg, caches, codes[0], np.array([P]), np.array([2]), visible)
+    first, recent = gpt.step(params, cfg, caches, recent, codes[0], 0, np.array([2]), visible)
     visible = visible[:, parents]
     visible[0, range(3), range(P + 3, P + 6)] = True
-    second, _ = gpt.step(params, cfg, caches, codes[1], np.array([P + 3]), np.array([3]), visible)
+    second, _ = gpt.step(params, cfg, caches, recent, codes[1], 3, np.array([3]), visible)
     for beam, parent in enumerate(parents):
-        _, caches = gpt.prefill(params, cfg, prefix, capacity=20)
-        scores, caches = one_beam(params, cfg, caches, codes[0, :, parent], np.array([P]), np.array([2]))
+        _, caches, recent = begin(params, cfg, prefix, 2)
+        scores, recent = one_beam(params, cfg, caches, recent, codes[0, :, parent], [P], 0)
         assert relative(first[0, parent], scores[0]) <= TOLERANCE["block"]
-        scores, _ = one_beam(params, cfg, caches, codes[1, :, beam], np.array([P + 1]), np.array([3]))
+        scores, _ = one_beam(params, cfg, caches, recent, codes[1, :, beam], [P], 1)
         assert relative(second[0, beam], scores[0]) <= TOLERANCE["block"]
 
 
@@ -44,11 +56,10 @@ def test_padded_rows_equal_rows_alone():
 
     def run(latents, emotion, texts, lengths, codes):
         prefix = gpt.prefix(params, cfg, latents, emotion, texts, lengths)
-        scores, caches = gpt.prefill(params, cfg, prefix, capacity=24)
+        scores, caches, recent = begin(params, cfg, prefix, codes.shape[1])
         out = [scores]
         for i in range(codes.shape[1]):
-            slots = np.asarray(prefix.lengths) + i
-            scores, caches = one_beam(params, cfg, caches, codes[:, i], slots, np.full(len(lengths), i + 2))
+            scores, recent = one_beam(params, cfg, caches, recent, codes[:, i], prefix.lengths, i)
             out.append(scores)
         return np.stack(out, axis=1), np.asarray(gpt.latents(params, cfg, prefix, codes))
 

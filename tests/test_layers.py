@@ -1,5 +1,7 @@
 """Edges, masks, norms and attention against their definitions, written row by row in numpy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,25 +157,40 @@ def test_what_is_hidden_has_no_weight_at_all():
 
 @pytest.mark.parametrize("mask", [None, (2, 1, 1, 9), (1, 1, 7, 9), (2, 3, 7, 9), (1, 3, 1, 9)])
 @pytest.mark.parametrize("bias", [None, (2, 3, 7, 9), (1, 1, 7, 9)])
-def test_one_head_after_another_is_all_heads_at_once(monkeypatch, mask, bias):
-    """What long rows take on a CPU, with its gradient; masks and biases of every form."""
+@pytest.mark.parametrize("axes", [1, 2])
+def test_parts_one_after_another_are_all_at_once(mask, bias, axes):
+    """What long rows take on a CPU (heads) and a TPU (rows), with its gradient; masks and biases of every form."""
     q, k, v = jnp.asarray(normal(0, 2, 7, 3, 4)), jnp.asarray(normal(1, 2, 9, 3, 4)), jnp.asarray(normal(2, 2, 9, 3, 5))
     seen = None if mask is None else jnp.asarray(normal(3, *mask) > -0.5)
     more = None if bias is None else jnp.asarray(normal(4, *bias))
 
-    def run(*qkv):
-        y = layers.attend(*qkv, seen, more)
-        return jnp.sin(y).sum(), y
+    def run(attend):
+        def loss(*qkv):
+            y = attend(*(jnp.swapaxes(x, 1, 2) for x in qkv), seen, more)
+            return jnp.sin(y).sum(), y
 
-    whole = jax.value_and_grad(run, (0, 1, 2), has_aux=True)(q, k, v)
-    monkeypatch.setattr(layers, "LARGE", 0)
-    calls = []
-    by_head = layers._attend_by_head
-    monkeypatch.setattr(layers, "_attend_by_head", lambda *a: calls.append(a) or by_head(*a))
-    each = jax.value_and_grad(run, (0, 1, 2), has_aux=True)(q, k, v)
-    assert calls
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    whole, each = run(layers._attend), run(partial(layers._attend_in_parts, axes=axes))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(each), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_long_rows_are_computed_in_parts(monkeypatch):
+    q = jnp.asarray(normal(0, 1, 7, 3, 4))
+    assert "scan" not in str(jax.make_jaxpr(lambda q: layers.attend(q, q, q))(q))
+    monkeypatch.setattr(layers, "LARGE", 0)
+    assert "scan" in str(jax.make_jaxpr(lambda q: layers.attend(q, q, q))(q))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_frames_by_a_product_are_the_frames(dtype):
+    x = jnp.asarray(normal(0, 3, 2, 9, 5) * 1e3, dtype)
+    places = jnp.asarray(np.random.default_rng(1).integers(0, 9, (2, 7)))
+    by_product = layers._take_by_product(x, places)
+    assert by_product.dtype == dtype
+    np.testing.assert_array_equal(by_product, layers.take(x, places))
+    np.testing.assert_array_equal(by_product[1, 1, 3], x[1, 1, places[1, 3]])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -164,3 +164,17 @@ def test_guidance_is_a_number_per_row_and_compiles_once():
     slope = jax.grad(lambda g: s2mel.flow(params, cfg, *inputs, steps=2, guidance=g).sum())(0.7)
     ends = [float(s2mel.flow(params, cfg, *inputs, steps=2, guidance=g).sum()) for g in (0.8, 0.6)]
     assert float(slope) == pytest.approx((ends[0] - ends[1]) / 0.2, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pairs_turn_alike_on_every_platform(dtype):
+    """And as complex numbers do."""
+    x = jnp.asarray(normal(0, 2, 5, 3, 8), dtype)
+    np.testing.assert_array_equal(s2mel._turn_by_product(x), s2mel._turn(x))
+    cos, sin = s2mel.rotations(5, 8)
+    wide = np.asarray(x, np.float64)
+    turned = (wide[..., ::2] + 1j * wide[..., 1::2]) * (cos + 1j * sin)[None, :, None]
+    expected = np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
+    y = s2mel.rotate(x, jnp.asarray(cos), jnp.asarray(sin))
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)

@@ -21,3 +21,11 @@ def test_a_hidden_last_frame_is_put_out_and_padding_changes_nothing():
     assert np.linalg.norm(together[1, 89]) > 1
     ignored = np.asarray(w2vbert.encode(params, cfg, features[1:2], place < 90, lengths[1:2]))
     assert relative(ignored[:, :89], together[1:2, :89]) > 1e-3  # the mask matters
+
+
+def test_scores_of_distances_by_a_product_are_the_scores():
+    scores = normal(0, 2, 3, 9, 5) * 1e3
+    place = np.clip(np.arange(9)[None] - np.arange(9)[:, None], -2, 2) + 2
+    by_product = w2vbert._spread_by_product(scores, place)
+    np.testing.assert_array_equal(by_product, w2vbert._spread(scores, place))
+    assert by_product[1, 2, 3, 4] == scores[1, 2, 3, 3]

@@ -14,6 +14,8 @@ from indextts_jax.errors import Error
 
 log = logging.getLogger("indextts_jax")
 
+TARGETS = ("v4", "v5e", "v5p", "v6e", "h100", "h200")
+
 
 def add(commands: Any) -> None:
     about = "Time every stage and the whole chain, beside what the machine could do at best."
@@ -47,6 +49,14 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how often to run; the median counts (%(default)s)",
     )
+    group = sub.add_argument_group(
+        "another chip", "Compile for a chip that is not at hand, and print its compiler's estimates. Nothing runs."
+    )
+    group.add_argument("--target", choices=TARGETS, help="the chip; needs the extra [tpu] or [cuda]")
+    group.add_argument(
+        "--chips", type=number(int, 1), default=1, metavar="N", help="rows on so many TPUs: 1, 4 or 8 (1)"
+    )
+    group.add_argument("--stages", metavar="NAME,...", help="only these stages, e.g. decoding,flow (all)")
     group = sub.add_argument_group("figures")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     group.add_argument("--compare", type=Path, metavar="FILE", help="earlier figures: show how much faster it is now")
@@ -57,6 +67,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, reference: Any = None) -> None:
     """reference: of a setting, a context that gives what times the PyTorch system once (`debug.bench_reference`)."""
+    if options.target:
+        return _compile(options)
+    if options.chips != 1 or options.stages:
+        raise Error("--chips and --stages are of use with --target alone")
     import itertools
     import tempfile
 
@@ -100,6 +114,52 @@ def run(options: argparse.Namespace, reference: Any = None) -> None:
         files.write_whole(options.plot, plot.plot(result))
 
 
+def _compile(options: argparse.Namespace) -> None:
+    import itertools
+    import tempfile
+
+    import jax
+
+    from indextts_jax import checkpoint, files
+    from indextts_jax.bench import target
+    from indextts_jax.bench.chain import Setting
+    from indextts_jax.bench.chips import CHIPS
+    from indextts_jax.config import Config
+    from indextts_jax.stages import STAGES
+
+    if options.plot:
+        raise Error("--plot: not with --target, whose figures are estimates; --json has them all")
+    stages = options.stages.split(",") if options.stages else []
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise Error(f"--stages {','.join(unknown)}: no such stage; there are: {', '.join(STAGES)}")
+    check_outputs({"--json": options.json}, {"--compare": options.compare}, options.force)
+    before = _read_figures(options.compare, "settings") if options.compare else {"settings": []}
+    jax.config.update("jax_platforms", "cpu")  # the chip is not looked for
+    chip = CHIPS[options.target]
+    cfg = checkpoint.read_description(options.model)[0] if options.model else Config()
+    sizes = options.batch, options.beams, options.codes, options.voice_seconds, options.pieces
+    results: list[Any] = []
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        for dtype in options.dtype or ["bfloat16"]:
+            for size in itertools.product(*sizes):
+                setting = Setting(dtype, *size, options.steps)
+                rows = []
+                for row in target.measure(cfg, chip, setting, options.chips, stages):
+                    log.info("%s: %.0f s of compilation", row["name"], row["compile_s"])
+                    rows.append(row)
+                results.append(target.report(chip, options.chips, setting, rows))
+                print(target.table(results[-1], _same(before["settings"], results[-1])), flush=True)
+    if options.json:
+        files.write_whole(options.json, (json.dumps({"settings": results}, indent=1) + "\n").encode())
+
+
+def _same(settings: list[Any], result: Any) -> Any:
+    """The earlier figures of the same setting, if there are."""
+    keys = ("target", "chips", "dtype", "batch", "beams", "codes", "seconds", "pieces", "flow_steps")
+    return next((old for old in settings if all(old.get(key) == result[key] for key in keys)), None)
+
+
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
     log.setLevel(logging.ERROR)
@@ -109,11 +169,11 @@ def _without_warnings() -> Iterator[None]:
         log.setLevel(logging.NOTSET)
 
 
-def _read_figures(path: Path) -> Any:
+def _read_figures(path: Path, what: str = "stages") -> Any:
     try:
         figures = json.loads(read_file("--compare", path))
-        if not isinstance(figures["stages"], list):
-            raise TypeError("stages is no list")
+        if not isinstance(figures[what], list):
+            raise TypeError(f"{what} is no list")
         return figures
     except Error:
         raise

@@ -3,18 +3,18 @@
 The prefix of a row is [speaker latents + emotion vector, two speed embeddings, start, text, stop, start code]. Rows are
 padded at the end and carry their lengths; positions are learned and counted per part, so padding changes nothing.
 
-Dimensions: B batch, T positions, P prefix positions, C codes, D width, N heads, H head width, S cache slots, V code
-vocabulary.
+Dimensions: B batch, T positions, P prefix positions, C codes, D width, N heads, H head width, S cache slots, R recent
+slots, V code vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, attend_cached, precision_of, valid
@@ -52,8 +52,10 @@ class LayerCache(NamedTuple):
     v: Array  # [B, N, H, S]
 
 
-# Of each layer: whole, or in blocks of slots one after another.
-Caches = tuple[LayerCache, ...] | tuple[tuple[LayerCache, ...], ...]
+def empty(cfg: GPTConfig, rows: int, slots: int, dtype: jnp.dtype) -> tuple[LayerCache, ...]:
+    """Free slots in every layer."""
+    shape = rows, cfg.heads, cfg.width // cfg.heads, slots
+    return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.layers))
 
 
 class Prefix(NamedTuple):
@@ -62,7 +64,7 @@ class Prefix(NamedTuple):
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> the same and its keys and values; with a cache, they go to its T slots from `slots` [B] on.
+    """x [B, T, D] -> the same and its keys and values. With a cache, they go to its last block, from `slot` on.
 
     mask: bool, against [B, N, T, T], or with a cache [B, T, S], S the slots of all its blocks.
     """
@@ -71,39 +73,24 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, cache: tuple[LayerCache, ...] | None, slots: Array | None
-    ) -> tuple[Array, LayerCache | tuple[LayerCache, ...]]:
+        self, x: Array, mask: Array, cache: tuple[LayerCache, ...] | None, slot: Array | None
+    ) -> tuple[Array, LayerCache]:
         B, T, D = x.shape
         N = self.cfg.heads
         qkv = Dense(3 * D, name="qkv")(LayerNorm(name="attention_norm")(x))
         q, k, v = jnp.split(qkv.reshape(B, T, 3 * N, D // N), 3, axis=2)
-        if cache is None or slots is None:
+        new = LayerCache(*(jnp.transpose(a, (0, 2, 3, 1)) for a in (k, v)))
+        if cache is None or slot is None:
             y = attend(q, k, v, mask)
-            new = LayerCache(*(jnp.transpose(a, (0, 2, 3, 1)) for a in (k, v)))
         else:
-            starts = np.cumsum([0, *(block.k.shape[3] for block in cache)])
-            new = tuple(
-                LayerCache(_write(block.k, k, slots - start), _write(block.v, v, slots - start))
-                for block, start in zip(cache, starts, strict=False)
-            )
-            y = attend_cached(q, new, mask)
+            pairs = zip(cache[-1], new, strict=True)
+            new = LayerCache(*(jax.lax.dynamic_update_slice_in_dim(old, a, slot, axis=3) for old, a in pairs))
+            y = attend_cached(q, (*cache[:-1], new), mask)
         y = y.reshape(B, T, D)
         x = x + Dense(D, name="out")(y)
         y = Dense(4 * D, name="up")(LayerNorm(name="feed_forward_norm")(x))
         x = x + Dense(D, name="down")(nn.gelu(y, approximate=True))
         return x, new
-
-
-def _write(old: Array, new: Array, slots: Array) -> Array:
-    """New keys or values [B, T, N, H] into old ones [B, N, H, S], at slots [B] and after; none outside of them."""
-    B, T = new.shape[:2]
-    places = slots[:, None] + jnp.arange(T)[None]
-    places = jnp.where(
-        places < 0, old.shape[3], places
-    )  # where nothing is written: JAX counts negative ones from the end
-    if B * T == 1:  # XLA's CPU compiler copies the whole cache twice to write one slot of one row
-        return jnp.where(jnp.arange(old.shape[3]) == places[0, 0], jnp.transpose(new, (0, 2, 3, 1)), old)
-    return old.at[jnp.arange(B)[:, None], :, :, places].set(new, mode="drop")
 
 
 class Decoder(nn.Module):
@@ -113,12 +100,11 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, caches: Caches | None = None, slots: Array | None = None
-    ) -> tuple[Array, Caches]:
+        self, x: Array, mask: Array, caches: Sequence[tuple[LayerCache, ...]] = (), slot: Array | None = None
+    ) -> tuple[Array, tuple[LayerCache, ...]]:
         new = []
         for i in range(self.cfg.layers):
-            blocks: Any = caches[i] if caches else None
-            x, cache = Block(self.cfg, name=f"layer_{i}")(x, mask, blocks, slots)
+            x, cache = Block(self.cfg, name=f"layer_{i}")(x, mask, caches[i] if caches else None, slot)
             new.append(cache)
         return LayerNorm(name="final_norm")(LayerNorm(name="norm")(x)), tuple(new)
 
@@ -182,7 +168,7 @@ def prefill(
 ) -> tuple[Array, tuple[LayerCache, ...]]:
     """One pass over the prefix: -> (logits of the first code [B, V] float32, caches with `capacity` slots, default P).
 
-    Slots past a row's prefix hold what its padding gave; `step` overwrites them before they are seen.
+    Slots past a row's prefix hold what its padding gave.
     """
     x, lengths = prefix
     P = x.shape[1]
@@ -195,25 +181,21 @@ def prefill(
 
 @partial(jax.jit, static_argnames="cfg")
 def step(
-    params: dict,
-    cfg: GPTConfig,
-    caches: Caches,
-    codes: Array,
-    slots: Array,
-    positions: Array,
-    visible: Array,
-) -> tuple[Array, Caches]:
-    """Feed K alternative codes per row, one per beam: -> (logits of the codes after them [B, K, V] float32, caches).
+    params: dict, cfg: GPTConfig, caches: Sequence[tuple[LayerCache, ...]], recent: tuple[LayerCache, ...],
+    codes: Array, slot: Array, positions: Array, visible: Array,
+) -> tuple[Array, tuple[LayerCache, ...]]:  # fmt: skip
+    """Feed K alternative codes per row, one per beam: -> (logits of the codes after them [B, K, V] float32, recent).
 
-    codes [B, K]; slots [B]: the first of the K slots their keys and values go to (none past the last is written);
-    positions [B] of the code embedding; visible [B, K, S] bool: the slots that each beam sees, its own new one
-    included. While generating, the n-th code (from 0) has position n + 2: position 1 is skipped.
+    Of each layer, `caches` holds blocks of slots that are only read, S in all, and `recent` one of R slots, where the
+    keys and values of these codes go to K slots from `slot` [] on, the same in every row: a slot per row would have to
+    be scattered. codes [B, K]; positions [B] of the code embedding; visible [B, K, S + R] bool: the slots that each
+    beam sees, its own new one included. While generating, the n-th code (from 0) has position n + 2: position 1 is
+    skipped.
     """
     x = _embed(params, "code", codes, jnp.broadcast_to(positions[:, None], codes.shape))
-    whole = isinstance(caches[0], LayerCache)
-    blocks = tuple((cache,) for cache in caches) if whole else caches
-    hidden, blocks = apply(Decoder(cfg), params["decoder"], x, visible, blocks, slots)
-    return logits(params, hidden), tuple(block for (block,) in blocks) if whole else blocks
+    blocks = [(*own, last) for own, last in zip(caches, recent, strict=True)]
+    hidden, recent = apply(Decoder(cfg), params["decoder"], x, visible, blocks, slot)
+    return logits(params, hidden), recent
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -27,6 +27,7 @@ from indextts_jax.models.layers import (
     dtype_of,
     enter,
     pad_edges,
+    take,
     valid,
     zero_padding,
 )
@@ -102,7 +103,7 @@ class Regulator(nn.Module):
         C = self.cfg.regulator_channels
         x = nn.Dense(C, name="project")(x)
         source = source_frames(lengths, frames, target_lengths)
-        x = jnp.take_along_axis(x, source[:, :, None], axis=1)
+        x = take(x, source)
         for i in range(self.cfg.regulator_layers):
             x = nn.Conv(C, 3, padding="VALID", name=f"conv_{i}")(pad_edges(x, target_lengths, 1, 1, "zeros"))
             x = GroupNorm(name=f"norm_{i}")(x, target_lengths)
@@ -150,10 +151,25 @@ def rotations(frames: int, head: int) -> np.ndarray:
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate neighbouring pairs (2i, 2i + 1) of x [B, T, N, H] by their angle, in float32."""
-    wide = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = wide[..., 0], wide[..., 1]
-    cos, sin = cos[None, :, None], sin[None, :, None]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+    cos, sin = (jnp.repeat(a, 2, axis=-1)[None, :, None] for a in (cos, sin))
+    other = jax.lax.platform_dependent(x, tpu=_turn_by_product, default=_turn)
+    return (x.astype(jnp.float32) * cos + other * sin).astype(x.dtype)
+
+
+def _turn(x: Array) -> Array:
+    """Pairs (a, b) as (-b, a), in float32: without an axis of two, which accelerators fill up to 32 or 128."""
+    x = x.astype(jnp.float32)
+    first = (jnp.arange(x.shape[-1]) % 2 == 0).reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.where(first, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+
+
+def _turn_by_product(x: Array) -> Array:
+    """The same numbers: a TPU moves them slowly from one place of a row to the next, but multiplies fast."""
+    H = x.shape[-1]
+    swap = np.zeros((H, H), np.float32)
+    swap[range(1, H, 2), range(0, H, 2)], swap[range(0, H, 2), range(1, H, 2)] = -1, 1
+    exact, swap = "highest" if x.dtype == jnp.float32 else None, jnp.asarray(swap, x.dtype)
+    return jnp.einsum("...g,gh->...h", x, swap, precision=exact, preferred_element_type=jnp.float32)
 
 
 class AdaptiveNorm(nn.Module):
@@ -366,17 +382,15 @@ def euler(velocity: Callable[[Array, Array], Array], x: Array, steps: int) -> tu
 def join(first: Array, first_lengths: Array, second: Array, frames: int) -> Array:
     """Each row's first part followed directly by its second: [B, P, C], [B], [B, F, C] -> [B, frames, C]."""
     place = jnp.broadcast_to(jnp.arange(frames)[None], (first.shape[0], frames))
-    head = jnp.take_along_axis(first, jnp.minimum(place, first.shape[1] - 1)[:, :, None], axis=1)
-    offset = jnp.clip(place - first_lengths[:, None], 0, second.shape[1] - 1)
-    tail = jnp.take_along_axis(second, offset[:, :, None], axis=1)
+    head = take(first, jnp.minimum(place, first.shape[1] - 1))
+    tail = take(second, jnp.clip(place - first_lengths[:, None], 0, second.shape[1] - 1))
     return jnp.where((place < first_lengths[:, None])[:, :, None], head, tail)
 
 
 @partial(jax.jit, static_argnames="frames")
 def window(x: Array, starts: Array, frames: int) -> Array:
     """So many frames of each row from its own start on: [..., B, T, C], [B] -> [..., B, frames, C]."""
-    place = jnp.clip(starts[:, None] + jnp.arange(frames)[None], 0, x.shape[-2] - 1)[:, :, None]
-    return jnp.take_along_axis(x, place.reshape((1,) * (x.ndim - 3) + place.shape), axis=-2)
+    return take(x, jnp.clip(starts[:, None] + jnp.arange(frames)[None], 0, x.shape[-2] - 1))
 
 
 def flow(
@@ -453,18 +467,23 @@ def solve(
     silence = jnp.zeros((x.shape[0], 1, cfg.mels), jnp.float32)
     spoken = valid(lengths, F)[:, :, None]
     # The null branch of the guidance sees no prompt, no content and no style.
+    # Beside its row, so that a batch that is sharded by rows moves nothing.
     branches = 2 if guided else 1
-    prompt, content, style = (jnp.concatenate([a, jnp.zeros_like(a)][:branches]) for a in (prompt, content, style))
-    stacked, starts = (jnp.tile(a, branches) for a in (prompt_lengths + lengths, starts))
+
+    def beside(a: Array) -> Array:
+        return jnp.stack([a, jnp.zeros_like(a)][:branches], axis=1).reshape(-1, *a.shape[1:])
+
+    prompt, content, style = map(beside, (prompt, content, style))
+    stacked, starts = (jnp.repeat(a, branches) for a in (prompt_lengths + lengths, starts))
     strength = guidance[:, None, None]
 
     def velocity(x: Array, t: Array) -> Array:
-        xs = jnp.tile(join(silence, prompt_lengths, x, T).astype(dtype), (branches, 1, 1))
+        xs = jnp.repeat(join(silence, prompt_lengths, x, T).astype(dtype), branches, axis=0)
         times = jnp.full(stacked.shape, t)
         v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if size else None, size)
         v = v.astype(jnp.float32)
         if guided:
-            conditional, null = jnp.split(v, 2)
+            conditional, null = jnp.moveaxis(v.reshape(-1, 2, *v.shape[1:]), 1, 0)
             v = (1 + strength) * conditional - strength * null
         return jnp.where(spoken, window(v, ahead, F), 0.0)
 
