@@ -214,19 +214,13 @@ def activate(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[
 @jax.custom_vjp
 def activate_in_tiles(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
     """`activate` by a TPU's own kernel; its gradient is the plain form's."""
-    return _activate_in_tiles(xs, snakes, start, end)
-
-
-def _activate_in_tiles(
-    xs: list[Array], snakes: Snakes, start: Array, end: Array, interpret: bool = False
-) -> list[Array]:
     R, _, W = xs[0].shape
     taps = tuple(low_pass()[1::2].tolist())
     start, end = jnp.broadcast_to(start, (R, W)), jnp.broadcast_to(end, (R, W))
     ys = []
     for j, x in enumerate(xs):
         rate, scale = snakes.rate[j : j + 1], snakes.scale[j : j + 1]
-        y = bigvgan_kernel.activate(x.swapaxes(0, 1), start, end, rate, scale, taps, snake, interpret)
+        y = bigvgan_kernel.activate(x.swapaxes(0, 1), start, end, rate, scale, taps, snake)
         ys.append(y.swapaxes(0, 1))
     return ys
 
