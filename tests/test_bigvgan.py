@@ -1,12 +1,17 @@
 """BigVGAN: its filter, its sine, and padding changes nothing. Parity: test_validate.py."""
 
+from functools import partial
+
 import jax
 import numpy as np
+import pytest
 
 from debug.golden import TOLERANCE, relative
 from indextts_jax.config import read_yaml
 from indextts_jax.convert import bigvgan as converter
-from indextts_jax.models import bigvgan
+from indextts_jax.models import bigvgan, bigvgan_kernel
+from indextts_jax.models.bigvgan import Cut
+from indextts_jax.models.layers import zero_padding
 from tests.small import BIGVGAN, normal, parameters
 
 
@@ -19,11 +24,11 @@ def test_filter_is_the_checkpoints(tiny):
 
 
 def test_sine_squared():
-    x = np.random.default_rng(0).normal(size=100_000).astype(np.float32) * 50
-    expected = np.sin(x.astype(np.float64)) ** 2
-    assert np.abs(np.asarray(jax.jit(bigvgan.sine_squared)(x)) - expected).max() < 4e-7
-    slope = jax.jit(jax.vmap(jax.grad(bigvgan.sine_squared)))(x[:1000])
-    assert np.abs(np.asarray(slope) - np.sin(2.0 * x[:1000].astype(np.float64))).max() < 2e-6
+    turns = np.random.default_rng(0).normal(size=100_000).astype(np.float32) * 16
+    exact = np.pi * turns.astype(np.float64)
+    assert np.abs(np.asarray(jax.jit(bigvgan.sine_squared)(turns)) - np.sin(exact) ** 2).max() < 4e-7
+    slope = jax.jit(jax.vmap(jax.grad(bigvgan.sine_squared)))(turns[:1000])
+    assert np.abs(np.asarray(slope) - np.pi * np.sin(2 * exact[:1000])).max() < 6e-6
 
 
 def test_padding_and_neighbours_change_nothing():
@@ -51,5 +56,74 @@ def test_a_kernel_that_is_no_multiple_of_its_rate():
 def test_a_constant_passes_the_filters():
     """Snake of a constant is a constant, and both filters have sum 1: nothing may happen at the edges."""
     x, zeros = np.full((1, 1, 9, 2), 0.3, np.float32), np.zeros((1, 2), np.float32)
-    y = jax.jit(bigvgan.Activation().apply)({"params": {"alpha": zeros, "beta": zeros}}, x, np.array([9]))
+    y = jax.jit(bigvgan.Activation(1, 2).apply)({"params": {"alpha": zeros, "beta": zeros}}, x, np.array([9]))
     np.testing.assert_allclose(y, 0.3 + np.sin(0.3) ** 2, atol=1e-6)
+
+
+# ---- as a TPU computes ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    """From here on, what is traced is what a TPU is given, cut as asked, with its kernel run by an interpreter."""
+    kernel = partial(bigvgan_kernel.activate, interpret=True)
+
+    def switch(cut: Cut) -> None:
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, tpu, default: tpu(*inputs))
+        monkeypatch.setattr(bigvgan_kernel, "activate", kernel)
+        monkeypatch.setattr(bigvgan, "tiles", lambda B, T, C: cut)
+
+    return switch
+
+
+# Rows, frames, channels and a cut; where the rows end: in their last segment, in another, close to its edges
+CUTS = [
+    (2, 700, 8, Cut(10, 5), [700, 317]),
+    (1, 560, 12, Cut(8), [523]),
+    (2, 330, 12, Cut(4, 2), [247, 250]),
+    (3, 40, 4, Cut(), [40, 1, 17]),
+    (1, 1300, 4, Cut(2), [1299]),  # several tiles of frames
+]
+
+
+@pytest.mark.parametrize(("B", "T", "C", "cut", "lengths"), CUTS)
+def test_segments_equal_rows(tpu, B, T, C, cut, lengths):
+    """A stage and its gradient, on segments with the kernel and on rows without it."""
+    x, ends, weigh = normal(0, B, T, C), np.array(lengths), normal(1, B, T, C)
+    module = bigvgan.Stage((3, 5), ((1, 3), (1, 3)))
+    params = jax.jit(module.init)(jax.random.key(0), x, ends)["params"]
+    params = jax.tree.map(lambda leaf: leaf + normal(leaf.size, *leaf.shape) * 0.1, params)
+
+    def result(params, x):
+        y = zero_padding(module.apply({"params": params}, x, ends), ends)
+        return (y * weigh).sum(), y
+
+    def both():
+        (_, y), slopes = jax.jit(jax.value_and_grad(lambda *given: result(*given), (0, 1), has_aux=True))(params, x)
+        return [y, *jax.tree.leaves(slopes)]
+
+    rows = both()
+    tpu(cut)
+    for ours, expected in zip(both(), rows, strict=True):
+        assert relative(ours, expected) <= TOLERANCE["block"]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 600), (0, 900), (0, 517), (600, 600), (600, 603), (600, 3), (600, 1)])
+def test_kernel_equals_the_plain_form(start, end):
+    """Of a first and of a later segment, whose row ends with it, after it and in it."""
+    taps = tuple(bigvgan.low_pass()[1::2].tolist())
+    x, snakes = normal(0, 3, 610, 20), bigvgan.Snakes(normal(1, 1, 20), normal(2, 1, 20))
+    starts, ends = np.full((3, 20), start), np.full((3, 20), end)
+    [expected] = jax.jit(bigvgan.activate)([x], snakes, starts, ends)
+    y = bigvgan_kernel.activate(x.swapaxes(0, 1), starts, ends, *snakes, taps, bigvgan.snake, interpret=True)
+    np.testing.assert_allclose(y.swapaxes(0, 1), expected, atol=1e-6)
+    assert not np.asarray(y)[end:].any()
+
+
+def test_whole_network_in_segments(tpu):
+    params, cfg = parameters("bigvgan", BIGVGAN), BIGVGAN
+    mel, lengths = normal(0, 2, 200, cfg.mels), np.array([200, 131])
+    vocode = bigvgan.vocode.__wrapped__
+    rows = jax.jit(lambda mel: vocode(params, cfg, mel, lengths))(mel)
+    tpu(Cut(8, 4))
+    assert relative(jax.jit(lambda mel: vocode(params, cfg, mel, lengths))(mel), rows) <= TOLERANCE["block"]

@@ -7,10 +7,11 @@ as long.
 Dimensions: B batch, T frames or samples, C channels, K kernel, M mels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax.models.layers import apply, enter, pad_edges, valid, zero_padding
+from indextts_jax.models import bigvgan_kernel
+from indextts_jax.models.layers import apply, enter, pad_edges, zero_padding
 
 _TAPS = 12
 
@@ -49,62 +51,255 @@ def low_pass() -> np.ndarray:
     return (taps / taps.sum()).astype(np.float32)
 
 
-def sine_squared(x: Array) -> Array:
-    """sin²(x) in float32 to 4e-7: XLA's sine is a scalar loop on CPUs, a polynomial on ±π/2 is 15 times faster."""
-    turns = jnp.round(x * np.float32(1 / np.pi))
-    # π in two parts, the first exact in few bits, so that the difference loses nothing
-    x = x - turns * np.float32(3.140625) - turns * np.float32(np.pi - 3.140625)
-    square = x * x
-    y = jnp.full_like(x, _SINE[-1])
+def sine_squared(turns: Array) -> Array:
+    """sin²(π turns) in float32: XLA's sine is a scalar loop on CPUs, a polynomial on ±1/2 is 15 times faster."""
+    turns = turns - jnp.round(turns)
+    square = turns * turns
+    y = jnp.full_like(square, _SINE[-1])
     for coefficient in _SINE[-2::-1]:
         y = y * square + np.float32(coefficient)
-    return jnp.square(x * y)
+    return y * square
 
 
-# sin(x) / x in powers of x², least squares on ±π/2
-_SINE = (1.0, -1.66666666e-01, 8.33333097e-03, -1.98408613e-04, 2.75252754e-06, -2.38893087e-08)
+# sin²(πx) / x² in powers of x², to 6e-9 on ±1/2
+_SINE = (9.86960292, -32.4695811, 42.72538436, -30.08594922, 12.99071405, -3.2729213)
 
 
-class Activation(nn.Module):
-    """x + sin²(αx) / β at twice the rate, float32 inside; the row's own edges are repeated.
+def snake(x: Array, rate: Array, scale: Array) -> Array:
+    """x + sin²(αx) / β (arXiv:2006.08195) with rate α / π and scale 1 / β."""
+    return x + sine_squared(x * rate) * scale
 
-    x [J, B, T, C], lengths [B] -> [J, B, T, C]: J activations side by side, each with its own α and β.
+
+# ---- rows in segments -----------------------------------------------------------------------------------------------
+
+
+class Cut(NamedTuple):
+    """How rows lie while a stage computes: [B, T, C] -> [R, L, W], segments of L frames, some of them side by side.
+
+    What lies outside of a segment is taken from its neighbours wherever it is heard. A TPU computes 8 x 128 elements at
+    once: segments fill the 8 where rows do not, and stand side by side where channels leave room in the 128.
     """
 
+    segments: int = 1  # of each row
+    beside: int = 1  # segments side by side: W = beside * C
+
+    def apart(self, x: Array) -> Array:
+        """[B, T, C] -> [R, L, W], the last segment of each row filled up with zeros."""
+        B, T, C = x.shape
+        L = -(-T // self.segments)
+        x = jnp.pad(x, ((0, 0), (0, L * self.segments - T), (0, 0)))
+        return self._side_by_side(x.reshape(B * self.segments, L, C))
+
+    def joined(self, x: Array, rows: int, frames: int) -> Array:
+        """[R, L, W] -> [B, T, C]."""
+        x = self._one_by_one(x)
+        return x.reshape(rows, -1, x.shape[2])[:, :frames]
+
+    def bounds(self, lengths: Array, L: int, C: int) -> tuple[Array, Array]:
+        """Of each segment its place in the row, and where the row ends in frames of the segment: two of [R, W or 1]."""
+        place = jnp.broadcast_to(jnp.arange(self.segments)[None] * L, (len(lengths), self.segments))
+        start, end = (jnp.reshape(x, (-1, self.beside)) for x in (place, lengths[:, None] - place))
+        return (start, end) if self.beside == 1 else (jnp.repeat(start, C, axis=1), jnp.repeat(end, C, axis=1))
+
+    def surrounded(self, x: Array, halo: int) -> Array:
+        """[R, L, W] -> [R, halo + L + halo, W]: segments amid their neighbours, zeros outside of rows."""
+        if self.segments == 1:
+            return jnp.pad(x, ((0, 0), (halo, halo), (0, 0)))
+
+        def moved(frames: Array, by: int) -> Array:
+            singles = self._one_by_one(frames)
+            rows = singles.reshape(-1, self.segments, *singles.shape[1:])
+            rows = jax.lax.pad(rows, jnp.zeros((), x.dtype), ((0, 0, 0), (by, -by, 0), (0, 0, 0), (0, 0, 0)))
+            return self._side_by_side(rows.reshape(singles.shape))
+
+        return jnp.concatenate([moved(x[:, -halo:], 1), x, moved(x[:, :halo], -1)], axis=1)
+
+    def _side_by_side(self, x: Array) -> Array:
+        """[B segments, L, C] -> [R, L, W]."""
+        S, L, C = x.shape
+        return x.reshape(-1, self.beside, L, C).swapaxes(1, 2).reshape(S // self.beside, L, self.beside * C)
+
+    def _one_by_one(self, x: Array) -> Array:
+        """[R, L, W] -> [B segments, L, C]."""
+        R, L, W = x.shape
+        return x.reshape(R, L, self.beside, -1).swapaxes(1, 2).reshape(R * self.beside, L, W // self.beside)
+
+
+ROWS = Cut()
+
+
+def tiles(B: int, T: int, C: int) -> Cut:
+    """The cut that fills a TPU's tiles, if there are frames enough for it."""
+    beside = max(1, 128 // C)
+    segments = beside * -(-8 // B)
+    return Cut(segments, beside) if T >= 64 * segments else ROWS
+
+
+# ---- what is computed on segments -----------------------------------------------------------------------------------
+
+HALO = 5  # frames that an activation hears on either side
+
+
+class Snakes(NamedTuple):
+    """The constants of J activations side by side, [J, C] float32."""
+
+    rate: Array
+    scale: Array
+
+
+class Weights(NamedTuple):
+    """Of a convolution."""
+
+    kernel: Array  # [K, C, C]
+    bias: Array  # [C]
+
+
+def convolve(x: Array, weights: Weights, dilation: int, cut: Cut) -> Array:
+    """A convolution of rows that are zero outside, for an activation: [R, L, W] -> [R, HALO + L + HALO, W]."""
+    kernel, bias = weights
+    if cut.beside > 1:  # each segment hears itself alone
+        own = jnp.eye(cut.beside, dtype=kernel.dtype)[None, :, None, :, None]
+        kernel = (own * kernel[:, None, :, None, :]).reshape(len(kernel), x.shape[2], x.shape[2])
+        bias = jnp.tile(bias, cut.beside)
+    x = cut.surrounded(x, (len(kernel) - 1) * dilation // 2 + HALO)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    return y + bias[None, None]
+
+
+Activate = Callable[[list[Array], Snakes, Array, Array], list[Array]]
+
+
+def activate(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
+    """x + sin²(αx) / β at twice the rate, float32 inside: J of [R, HALO + L + HALO, W] -> J of [R, L, W].
+
+    The row's own edges are repeated whatever the halo holds there; past its end, the result is zero. snakes [J, W];
+    start, end [R, W or 1] as of `Cut.bounds`.
+    """
+    J, (R, T, _) = len(xs), xs[0].shape
+    L = T - 2 * HALO
+    x = jnp.concatenate(xs)  # [J R, T, W]
+    rate, scale = (jnp.repeat(constants, R, axis=0)[:, None] for constants in snakes)
+    begins, end = jnp.tile(start == 0, (J, 1))[:, None], jnp.tile(end, (J, 1))[:, None]
+
+    def kept(x: Array, since: int, head: Array, last: Array) -> Array:
+        """x, whose frame 0 is the segment's frame `since`, with `head` before the row and `last` after it."""
+        frame = jnp.arange(since, since + x.shape[1])[None, :, None]
+        return jnp.where(begins & (frame < 0), head, jnp.where(frame < end, x, last))
+
+    def at_end(x: Array, since: int) -> Array:
+        """The row's last frame [J R, 1, W]; anything where it lies in another segment."""
+        return jnp.take_along_axis(x, jnp.clip(end - 1 - since, 0, x.shape[1] - 1), axis=1)
+
+    def filtered(x: Array, taps: list[float], T: int) -> Array:
+        return reduce(add, (tap * x[:, i : i + T] for i, tap in enumerate(taps)))
+
+    # Of the twelve taps every other one meets a sample. Without the barriers XLA computes each intermediate anew for
+    # every one of its six readers.
+    odd, even = low_pass()[1::2].tolist(), low_pass()[0::2].tolist()
+    x = x.astype(jnp.float32)
+    x = jax.lax.optimization_barrier(kept(x, -HALO, x[:, HALO : HALO + 1], at_end(x, -HALO)))
+    # up: sample 2t hears x[t-3 .. t+2] through the odd taps, sample 2t+1 hears x[t-2 .. t+3] through the even ones
+    first = snake(2 * filtered(x, odd[::-1], L + 5), rate, scale)  # from frame -2
+    second = snake(2 * filtered(x, even[::-1], L + 5), rate, scale)  # from frame -3
+    first, second = jax.lax.optimization_barrier((first, second))
+    # down: what lies before the row is its very first sample, what lies after it its very last
+    head, last = first[:, 2:3], at_end(second, -3)
+    first, second = jax.lax.optimization_barrier((kept(first, -2, head, last), kept(second, -3, head, last)))
+    y = filtered(first, odd, L) + filtered(second, even, L)
+    return jnp.split(kept(y, 0, jnp.zeros_like(head), jnp.zeros_like(last)).astype(xs[0].dtype), J)
+
+
+@jax.custom_vjp
+def activate_in_tiles(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
+    """`activate` by a TPU's own kernel; its gradient is the plain form's."""
+    R, _, W = xs[0].shape
+    taps = tuple(low_pass()[1::2].tolist())
+    start, end = jnp.broadcast_to(start, (R, W)), jnp.broadcast_to(end, (R, W))
+    ys = []
+    for j, x in enumerate(xs):
+        rate, scale = snakes.rate[j : j + 1], snakes.scale[j : j + 1]
+        y = bigvgan_kernel.activate(x.swapaxes(0, 1), start, end, rate, scale, taps, snake)
+        ys.append(y.swapaxes(0, 1))
+    return ys
+
+
+def _forward(*inputs: Any) -> tuple[list[Array], Any]:
+    return activate_in_tiles(*inputs), inputs
+
+
+def _backward(inputs: Any, slopes: list[Array]) -> tuple[Any, ...]:
+    xs, snakes, start, end = inputs
+    pull = jax.vjp(lambda xs, snakes: activate(xs, snakes, start, end), xs, snakes)[1]
+    return (*pull(slopes), None, None)
+
+
+activate_in_tiles.defvjp(_forward, _backward)
+
+
+def blocks(
+    x: Array, lengths: Array, snakes: list[Snakes], weights: list[list[Weights]], dilations: list[tuple[int, ...]],
+    cut: Cut, activate: Activate,
+) -> Array:  # fmt: skip
+    """J residual blocks side by side, averaged: [B, T, C] -> [B, T, C].
+
+    snakes and weights in the order of the data, dilations as the weights: [convolution][block].
+    """
+    B, T, C = x.shape
+    x = cut.apart(x)
+    start, end = cut.bounds(lengths, x.shape[1], C)
+    xs = ys = [cut.surrounded(x, HALO)] * len(dilations[0])
+    for i, (constants, each) in enumerate(zip(snakes, weights, strict=True)):
+        constants = Snakes(*(jnp.tile(c, (1, cut.beside)) for c in constants))
+        ys = activate(ys, constants, start, end)
+        ys = [convolve(y, *w, cut) for y, w in zip(ys, zip(each, dilations[i], strict=True), strict=True)]
+        if i % 2:  # the second of a pair
+            xs = ys = [x + y for x, y in zip(xs, ys, strict=True)]
+    return cut.joined(reduce(add, xs)[:, HALO:-HALO] / len(xs), B, T)
+
+
+def alone(x: Array, lengths: Array, snakes: Snakes, cut: Cut, activate: Activate) -> Array:
+    """An activation with no convolution behind it: [B, T, C] -> [B, T, C]."""
+    B, T, C = x.shape
+    x = cut.apart(x)
+    snakes = Snakes(*(jnp.tile(constants, (1, cut.beside)) for constants in snakes))
+    [y] = activate([cut.surrounded(x, HALO)], snakes, *cut.bounds(lengths, x.shape[1], C))
+    return cut.joined(y, B, T)
+
+
+# ---- modules --------------------------------------------------------------------------------------------------------
+
+
+class Constants(nn.Module):
+    """What J activations hold, as logarithms."""
+
+    activations: int
+    channels: int
+
+    def setup(self) -> None:
+        shape = (self.activations, self.channels)
+        self.alpha = self.param("alpha", nn.initializers.zeros, shape)
+        self.beta = self.param("beta", nn.initializers.zeros, shape)
+
+    def __call__(self) -> Snakes:
+        alpha, beta = (x.astype(jnp.float32) for x in (self.alpha, self.beta))
+        return Snakes(jnp.exp(alpha) / np.float32(np.pi), 1 / (jnp.exp(beta) + 1e-9))
+
+
+class Convolution(nn.Module):
+    """What a convolution holds."""
+
+    channels: int
+    kernel: int
+
     @nn.compact
-    def __call__(self, x: Array, lengths: Array) -> Array:
-        J, B, T, C = x.shape
-        # Stored as logarithms
-        alpha = self.param("alpha", nn.initializers.zeros, (J, C)).astype(jnp.float32)
-        beta = self.param("beta", nn.initializers.zeros, (J, C)).astype(jnp.float32)
-        alpha, scale = (jnp.repeat(a, B, axis=0)[:, None] for a in (jnp.exp(alpha), 1 / (jnp.exp(beta) + 1e-9)))
-        lengths = jnp.tile(lengths, J)
-
-        def snake(x: Array) -> Array:
-            return x + sine_squared(x * alpha) * scale
-
-        def filtered(x: Array, taps: np.ndarray) -> Array:
-            return reduce(add, (tap * x[:, i : i + T] for i, tap in enumerate(taps.tolist())))
-
-        # Without the barriers XLA computes each intermediate anew for every one of its six readers.
-        even, odd = low_pass()[0::2], low_pass()[1::2]  # six taps each
-        # up: sample 2t hears x[t-3 .. t+2] through the odd taps, sample 2t+1 hears x[t-2 .. t+3] through the even ones
-        padded = pad_edges(x.reshape(J * B, T, C).astype(jnp.float32), lengths, 3, 3, "replicate")
-        padded = jax.lax.optimization_barrier(padded)
-        first = snake(2 * filtered(padded[:, :-1], odd[::-1]))
-        second = snake(2 * filtered(padded[:, 1:], even[::-1]))
-        first, second = jax.lax.optimization_barrier((first, second))
-        # down: what lies before the row is its very first sample, what lies after it its very last
-        inside = valid(lengths, T)[:, :, None]
-        last = jnp.take_along_axis(second, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-
-        def surrounded(y: Array, left: int, right: int) -> Array:
-            before = jnp.broadcast_to(first[:, :1], (J * B, left, C))
-            after = jnp.broadcast_to(last, (J * B, right, C))
-            return jnp.concatenate([before, jnp.where(inside, y, last), after], axis=1)
-
-        first, second = jax.lax.optimization_barrier((surrounded(first, 2, 3), surrounded(second, 3, 2)))
-        return (filtered(first, odd) + filtered(second, even)).astype(x.dtype).reshape(J, B, T, C)
+    def __call__(self) -> Weights:
+        shape = (self.kernel, self.channels, self.channels)
+        return Weights(
+            self.param("kernel", nn.initializers.lecun_normal(), shape),
+            self.param("bias", nn.initializers.zeros, (self.channels,)),
+        )
 
 
 class Stage(nn.Module):
@@ -118,24 +313,18 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array) -> Array:
-        C, blocks = x.shape[-1], list(enumerate(self.kernels))
-
-        def convolve(xs: Array, name: str, dilations: tuple[int, ...]) -> Array:
-            ys = []
-            for j, kernel in blocks:
-                edge = (kernel - 1) * dilations[j] // 2
-                y = pad_edges(xs[j], lengths, edge, edge, "zeros")
-                convolution = nn.Conv(C, kernel, kernel_dilation=dilations[j], padding="VALID", name=f"{name}_{j}")
-                ys.append(convolution(y))
-            return jnp.stack(ys)
-
-        xs = jnp.broadcast_to(x, (len(blocks), *x.shape))
-        for i, dilations in enumerate(zip(*self.dilations, strict=True)):
-            ys = Activation(name=f"activation_{2 * i}")(xs, lengths)
-            ys = convolve(ys, f"dilated_{i}", dilations)
-            ys = Activation(name=f"activation_{2 * i + 1}")(ys, lengths)
-            xs = xs + convolve(ys, f"plain_{i}", (1,) * len(blocks))
-        return xs.sum(0) / len(blocks)
+        (B, T, C), J = x.shape, len(self.kernels)
+        snakes, weights, dilations = [], [], []
+        for i, dilated in enumerate(zip(*self.dilations, strict=True)):
+            for k, (name, by) in enumerate((("dilated", dilated), ("plain", (1,) * J))):
+                snakes.append(Constants(J, C, name=f"activation_{2 * i + k}")())
+                weights.append([Convolution(C, K, name=f"{name}_{i}_{j}")() for j, K in enumerate(self.kernels)])
+                dilations.append(by)
+        return jax.lax.platform_dependent(
+            x, lengths, snakes, weights,
+            tpu=partial(blocks, dilations=dilations, cut=tiles(B, T, C), activate=activate_in_tiles),
+            default=partial(blocks, dilations=dilations, cut=ROWS, activate=activate),
+        )  # fmt: skip
 
 
 class Upsample(nn.Module):
@@ -160,6 +349,17 @@ class Upsample(nn.Module):
         return y + bias[None, None]
 
 
+class Activation(Constants):
+    """A single activation of rows: [1, B, T, C], lengths [B] -> the same."""
+
+    def __call__(self, x: Array, lengths: Array) -> Array:  # type: ignore[override]
+        return jax.lax.platform_dependent(
+            x[0], lengths, super().__call__(),
+            tpu=partial(alone, cut=tiles(*x.shape[1:]), activate=activate_in_tiles),
+            default=partial(alone, cut=ROWS, activate=activate),
+        )[None]  # fmt: skip
+
+
 class Generator(nn.Module):
     """mel [B, T, M], lengths [B] -> waveform [B, T * hop] within ±1."""
 
@@ -173,7 +373,7 @@ class Generator(nn.Module):
             x = Upsample(cfg.channels // 2 ** (i + 1), kernel, rate, name=f"upsample_{i}")(x, lengths)
             lengths = lengths * rate
             x = Stage(cfg.kernels, cfg.dilations, name=f"stage_{i}")(x, lengths)
-        x = Activation(name="activation")(x[None], lengths)[0]
+        x = Activation(1, x.shape[2], name="activation")(x[None], lengths)[0]
         x = nn.Conv(1, 7, padding="VALID", use_bias=False, name="out")(pad_edges(x, lengths, 3, 3, "zeros"))
         return jnp.clip(x[:, :, 0].astype(jnp.float32), -1.0, 1.0)
 
