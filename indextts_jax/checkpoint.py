@@ -131,7 +131,7 @@ def read_description(folder: Path) -> tuple[Config, str]:
 def restore(
     folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Sharding | None = None, check: bool = True
 ) -> Any:
-    """The parameters of one component as JAX arrays of `dtype`, read straight to their devices.
+    """The parameters of one component as JAX arrays, its weights in `dtype`, read straight to their devices.
 
     Its files are checked meanwhile, by another thread: a third of a second of a CPU for a gigabyte. cfg: the
     component's. Raises NotFound when it is missing and ModelError when it cannot be read, or is not what was written.
@@ -157,7 +157,8 @@ def _read(path: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Shar
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB)
     try:
         like = shapes(path.parent, component, cfg)
-        arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
+        kinds = models.dtypes(component, like, dtype)
+        arguments = jax.tree.map(lambda kind: ocp.ArrayRestoreArgs(dtype=kind, sharding=place), kinds)
         with ocp.Checkpointer(handler) as checkpointer:
             tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments))
     except (jax.errors.JaxRuntimeError, MemoryError):  # too little memory for it is no damage

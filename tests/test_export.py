@@ -201,8 +201,7 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
         return Call(function, arguments, keywords)
 
     def parameters(component: str) -> Any:
-        shapes = models.shapes(component, getattr(cfg, component))
-        return jax.tree.map(lambda leaf: struct(leaf.shape, dtype), shapes)
+        return models.cast(component, models.shapes(component, getattr(cfg, component)), dtype)
 
     integers, feeling, vector = struct((2,), np.int32), parameters("prototypes"), struct((2, cfg.gpt.width))
     state = decoding.empty.eval_shape(cfg.gpt, Sampling(), 2, 4, jnp.dtype(dtype))
@@ -322,6 +321,42 @@ def custom_calls(program: Call) -> set[str]:
     exported = export.export(program.function, platforms=PLATFORMS)(*program.arguments, **program.keywords)
     assert exported.platforms == PLATFORMS
     return set(re.findall(r"stablehlo\.custom_call @([\w.]+)", exported.mlir_module()))
+
+
+# What is used in float32 and lies in bfloat16 all the same.
+NARROW = {
+    (8194,): "the bias of the GPT's head, whose dtype is that of the head: one for all layers",
+    (8192, 8): "RepCodec's codebook, whose rows are also looked up in bfloat16; once per recording",
+}
+
+
+def widened(jaxpr: Any, weights: set[int]) -> Iterator[tuple[int, ...]]:
+    """The shapes of the arguments, those at the places `weights`, that are converted to float32 as they are."""
+    own = {variable for i, variable in enumerate(jaxpr.invars) if i in weights}
+    for equation in jaxpr.eqns:
+        places = {i for i, v in enumerate(equation.invars) if not hasattr(v, "val") and v in own}
+        if equation.primitive.name == "convert_element_type" and places:
+            if equation.params["new_dtype"] == jnp.float32:
+                yield equation.invars[0].aval.shape
+        elif equation.primitive.name == "while":
+            conditions, constants = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+            body = {i - conditions for i in places if conditions <= i < conditions + constants}
+            yield from widened(equation.params["body_jaxpr"].jaxpr, body)
+        else:
+            begin = int(equation.primitive.name == "cond")
+            for value in equation.params.values():
+                for part in counting.jaxprs(value):
+                    yield from widened(part, {i - begin for i in places})
+
+
+@pytest.mark.parametrize("stage", sorted(jitted()))
+def test_what_is_used_in_float32_is_kept_in_it(stage):
+    """Else it is converted anew wherever it is used, in every step of a loop."""
+    program = programs("bfloat16")[stage]
+    traced = program.function.trace(*program.arguments, **program.keywords)
+    leaves = jax.tree.leaves(traced.in_avals)
+    weights = {i for i, leaf in enumerate(leaves) if leaf.dtype == jnp.bfloat16 and leaf.ndim < 3}
+    assert set(widened(traced.jaxpr.jaxpr, weights)) <= set(NARROW)
 
 
 @pytest.mark.parametrize("stage", sorted(jitted()))

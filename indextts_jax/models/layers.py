@@ -28,8 +28,12 @@ def zero_padding(x: Array, lengths: Array) -> Array:
 
 
 def dtype_of(params: Any) -> jnp.dtype:
-    """The dtype of a component's weights, in which it computes."""
-    return jax.tree.leaves(params)[0].dtype
+    """The dtype in which a component computes: that of its weights, and not of its norms, which may be wider."""
+    return min(_floating(params), key=lambda dtype: dtype.itemsize)
+
+
+def _floating(params: Any) -> set[jnp.dtype]:
+    return {leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
 
 
 def precision_of(params: Any) -> AbstractContextManager[Any]:
@@ -38,7 +42,7 @@ def precision_of(params: Any) -> AbstractContextManager[Any]:
     An accelerator would otherwise round their factors to 8 or 11 bits. With other weights the caller's setting holds.
     Gradients keep the precision of the product that they come from.
     """
-    exact = any(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params)[:1])  # a norm may have no weights
+    exact = _floating(params) == {jnp.dtype(jnp.float32)}
     return jax.default_matmul_precision("highest") if exact else nullcontext()
 
 
