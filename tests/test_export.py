@@ -23,7 +23,7 @@ from indextts_jax import decoding, models, seeds, warmup
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
-from indextts_jax.models import bigvgan, gpt, prototypes, qwen3, s2mel
+from indextts_jax.models import bigvgan, gpt, layers, prototypes, qwen3, s2mel
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.qwen3 import Qwen3Config
 from indextts_jax.request import Options
@@ -147,7 +147,7 @@ ONCE = {
 # Sizes in the products of the loops that fill no whole tile.
 PARTIAL = {
     ("layers.attend_cached", 64): "the width of a head, as it was trained",
-    ("gpt.logits", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
+    ("layers.multiply", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
     ("layers._attend", 64): "the width of a head, as it was trained",
     ("s2mel.Estimator", 80): "mel bands, once per step",
     ("s2mel.Estimator", 592): "width and mel bands side by side, once per step",
@@ -210,6 +210,7 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
     yield program(decoding.more, cfg.gpt, state, 3)
     yield program(decoding.decode, parameters("gpt"), cfg.gpt, prefix, keys, Sampling(), max_codes=60)
     yield program(gpt.step, parameters("gpt"), cfg.gpt, state.caches, codes, integers, integers, state.visible)
+    yield program(layers.quantize, struct((cfg.gpt.code_vocabulary, cfg.gpt.width)))
     yield program(s2mel.target_lengths, integers)
     yield program(s2mel.window, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)
     yield program(prototypes.similar, feeling, cfg.prototypes, struct((2, cfg.prototypes.style)))
@@ -399,6 +400,9 @@ def variants() -> Iterator[tuple[str, Call]]:
         state = decoding.empty.eval_shape(small.GPT, Sampling(beams, sample, top_k), 2, 1, jnp.dtype(np.float32))
         arguments = weights, small.GPT, state, struct((), bool), struct((), np.int32)
         yield "decoding.advance", Call(decoding.advance, arguments, {})
+    state = decoding.empty.eval_shape(small.GPT, Sampling(), 2, 1, jnp.dtype(models.default_dtype()))
+    arguments = models.cast("gpt", weights, "int8"), small.GPT, state, struct((), bool), struct((), np.int32)
+    yield "decoding.advance", Call(decoding.advance, arguments, {})
     cfg, integers = small.S2MEL, struct((2,), np.int32)
     mel, content = struct((2, 12, cfg.mels)), struct((2, 12, cfg.content))
     style, guidance = struct((2, cfg.style)), struct((2,))
