@@ -1,6 +1,7 @@
 """How long decoding takes, and what batches are worth: python -m debug.bench_decoding [--model OUT] [--dtype bfloat16].
 
-Without a model: ms per step at official size with random weights, for several batch sizes and beams. With one: the
+Without a model: ms per step at official size with random weights, for several batch sizes and beams, and of several
+dtypes with commas between (`--dtype float32,int8`) in turns; `--layers` leaves some out. With a model: the
 seconds that utterances of different lengths take one by one, in static batches and in continuous ones, from text to
 samples or (`--codes-only`) to codes; `--stop-bias` is added to the stop code's score, so that random weights stop at
 all. No time contains compilation.
@@ -8,8 +9,7 @@ all. No time contains compilation.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.model import load
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, Prefix
+from indextts_jax.models.layers import dtype_of
 from indextts_jax.render import gather, text_batch
 from indextts_jax.request import Options
 from indextts_jax.timing import Stopwatch
@@ -30,33 +31,32 @@ from indextts_jax.voice import listen
 WORDS = "hello world this is a small test of the speech system please read next sentence slowly".split()  # noqa: SIM905
 
 
-def seconds(run: Callable[[], Any], repeat: int) -> float:
-    """The median of several runs after one that compiles."""
-    times = []
-    for _ in range(repeat + 1):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[1:]))
-
-
-def step_seconds(params: Any, cfg: GPTConfig, batch: int, beams: int, steps: int, repeat: int) -> float:
-    """Seconds per step of `batch` utterances: a long run less a short one, so that the prefixes do not count."""
+def step_seconds(trees: Sequence[Any], cfg: GPTConfig, batch: int, beams: int, steps: int, repeat: int) -> list[float]:
+    """Seconds per step of `batch` utterances with each of some parameters, in turns: medians of a long run less a short
+    one, so that the prefixes do not count.
+    """
     rows = np.random.default_rng(0).normal(size=(batch, 67, cfg.width)) * 0.1  # 30 text ids and 37 positions more
-    prefix = Prefix(jnp.asarray(rows, params["head"]["weight"].dtype), jnp.full(batch, 67))
     keys, few = list(jax.random.split(jax.random.key(0), batch)), decoding.CHUNK + 1
-    run = partial(drawing.generate, params, cfg, prefix, keys, Sampling(beams=beams))
-    return (seconds(lambda: run(few + steps), repeat) - seconds(lambda: run(few), repeat)) / steps
+
+    def run(params: Any, count: int) -> float:
+        prefix = Prefix(jnp.asarray(rows, dtype_of(params)), jnp.full(batch, 67))
+        begin = time.perf_counter()
+        drawing.generate(params, cfg, prefix, keys, Sampling(beams=beams), count)
+        return time.perf_counter() - begin
+
+    times = [[run(params, few + steps) - run(params, few) for params in trees] for _ in range(repeat + 1)]
+    return [float(np.median(column)) / steps for column in zip(*times[1:], strict=True)]  # the first one compiles
 
 
 def steps_table(options: argparse.Namespace) -> None:
-    cfg = GPTConfig()
-    params = jax.block_until_ready(models.random("gpt", cfg, 0, options.dtype))
-    print("| ms per step | " + " | ".join(f"batch {batch}" for batch in options.batches) + " |")
+    cfg, names = GPTConfig(layers=options.layers), options.dtype.split(",")
+    trees = jax.block_until_ready([models.random("gpt", cfg, 0, name) for name in names])
+    print(f"| ms per step, {cfg.layers} layers | " + " | ".join(f"batch {batch}" for batch in options.batches) + " |")
     print("|---" * (1 + len(options.batches)) + "|")
     for beams in options.beams:
-        row = [step_seconds(params, cfg, b, beams, options.steps, options.repeat) for b in options.batches]
-        print(f"| beams {beams} | " + " | ".join(f"{1e3 * s:.0f}" for s in row) + " |", flush=True)
+        found = [step_seconds(trees, cfg, b, beams, options.steps, options.repeat) for b in options.batches]
+        for name, row in zip(names, zip(*found, strict=True), strict=True):
+            print(f"| beams {beams}, {name} | " + " | ".join(f"{1e3 * s:.1f}" for s in row) + " |", flush=True)
 
 
 def batches_table(options: argparse.Namespace) -> None:
@@ -103,6 +103,7 @@ def main() -> None:
 
     parser.add_argument("--model", help="a converted model")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--layers", type=int, default=GPTConfig.layers)
     parser.add_argument("--batches", type=integers, default=[1, 8, 32])
     parser.add_argument("--beams", type=integers, default=[1, 3])
     parser.add_argument("--steps", type=int, default=32)

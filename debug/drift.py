@@ -1,7 +1,7 @@
-"""How far bfloat16 is from float32 on a converted model: python -m debug.drift --model OUT [--codes 100].
+"""How far bfloat16 or int8 is from float32 on a converted model: python -m debug.drift --model OUT [--dtype int8].
 
-Weights, caches and products in bfloat16; norms, softmax, scores and the state of the flow stay float32. Stage by stage
-on the same inputs, then the whole chain.
+bfloat16: weights, caches and products; norms, softmax, scores and the state of the flow stay float32. int8: the weights
+of the GPT's decoder and head; all else is as by default. Stage by stage on the same inputs, then the whole chain.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import numpy as np
 
 from debug.golden import FIXTURES, relative
 from indextts_jax import audio, pipeline
+from indextts_jax.cli.options import DTYPES
 from indextts_jax.decoding import Sampling
 from indextts_jax.model import Model, load
 from indextts_jax.models import gpt
@@ -44,10 +45,11 @@ def forced(model: Model, voice: Voice, ids: list[int], codes: np.ndarray) -> np.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="converted model")
+    parser.add_argument("--dtype", choices=DTYPES[1:], default="bfloat16")
     parser.add_argument("--codes", type=int, default=100)
     parser.add_argument("--steps", type=int, default=25, help="of the flow")
     options = parser.parse_args()
-    exact, rounded = (load(options.model, dtype) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (load(options.model, dtype) for dtype in ("float32", options.dtype))
     recording = audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav")
     voice, other = (listen(model.params, model.cfg, recording) for model in (exact, rounded))
     rows: list[tuple[str, str]] = []
@@ -78,7 +80,7 @@ def main() -> None:
         distance = np.abs(spoken.mel - segment.mel)
         rows.append((name, f"{distance.mean():.3f} mean, {np.quantile(distance, 0.99):.3f} at 99 %"))
     rows.append(("spread of that log-mel, for comparison", f"{segment.mel.std():.3f}"))
-    print("| bfloat16 against float32 | |\n|---|---|")
+    print(f"| {options.dtype} against float32 | |\n|---|---|")
     for name, value in rows:
         print(f"| {name} | {value} |")
 

@@ -43,6 +43,8 @@ from indextts_jax.hearing import Heard, Hearing
 from indextts_jax.journal import Journal, Record, key, merge
 from indextts_jax.manifest import Defaults, Item, Problem
 from indextts_jax.model import Model
+from indextts_jax.models import precision
+from indextts_jax.models.layers import dtype_of
 from indextts_jax.request import Request, Result
 from indextts_jax.scheduling import BATCH, Usage
 from indextts_jax.shards import Shard
@@ -373,10 +375,15 @@ class _Run:
     def __init__(self, job: Job, models: Sequence[Model], journal: Journal, watch: Stopwatch):
         self._job, self._models, self._journal, self._watch = job, models, journal, watch
         self._cfg: Config = models[0].cfg
-        dtype = jax.tree.leaves(models[0].params["gpt"])[0].dtype
-        heard = Hearing(models[0], job.model, job.folder / KEPT, dtype)
+        params = models[0].params
+        heard = Hearing(models[0], job.model, job.folder / KEPT, dtype_of(params["gpt"]))
         self._speaker = Speaker(models[0], heard, job.kind, job.rate)
-        self._same = {"model": hearing.model_digest(job.model), "dtype": str(dtype), "kind": job.kind, "rate": job.rate}
+        self._same = {
+            "model": hearing.model_digest(job.model),
+            "dtype": precision(params),
+            "kind": job.kind,
+            "rate": job.rate,
+        }
         self._known = known(job)
         self._writing = _Writing(job, {record.output for record in self._known.values()})
         self._lock = threading.Lock()  # of the summary

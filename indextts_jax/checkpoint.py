@@ -53,8 +53,7 @@ def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
         interrupts.check()
         reason = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
         raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
-    leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(tree))
-    found = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
+    found = {"/".join(path): leaf.shape for path, leaf in _flat(tree).items()}
     path = folder / component
     try:
         (path / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
@@ -131,7 +130,7 @@ def read_description(folder: Path) -> tuple[Config, str]:
 def restore(
     folder: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Sharding | None = None, check: bool = True
 ) -> Any:
-    """The parameters of one component as JAX arrays of `dtype`, read straight to their devices.
+    """The parameters of one component as JAX arrays, its weights in `dtype`, read straight to their devices.
 
     Its files are checked meanwhile, by another thread: a third of a second of a CPU for a gigabyte. cfg: the
     component's. Raises NotFound when it is missing and ModelError when it cannot be read, or is not what was written.
@@ -155,29 +154,41 @@ def restore(
 def _read(path: Path, component: str, cfg: Any, dtype: jnp.dtype, sharding: Sharding | None) -> Any:
     place = sharding or SingleDeviceSharding(jax.devices()[0])
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB)
+    found = {}
     try:
-        like = shapes(path.parent, component, cfg)
-        arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(dtype=dtype, sharding=place), like)
+        tree = shapes(path.parent, component, cfg)
+        like, kinds = _flat(tree), _flat(models.dtypes(component, tree, dtype))
+        # What is stored in another form is read in float32, layer by layer, so that it is never there twice.
+        parts: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for leaf, kind in kinds.items():
+            parts.setdefault(leaf[:2] if kind == jnp.int8 else (), []).append(leaf)
         with ocp.Checkpointer(handler) as checkpointer:
-            tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments))
-    except (jax.errors.JaxRuntimeError, MemoryError):  # too little memory for it is no damage
+            for part in parts.values():
+                item, arguments = dict.fromkeys(like, ocp.PLACEHOLDER), dict.fromkeys(like, ocp.RestoreArgs())
+                for leaf in part:
+                    kind = jnp.float32 if kinds[leaf] == jnp.int8 else kinds[leaf]
+                    item[leaf], arguments[leaf] = like[leaf], ocp.ArrayRestoreArgs(dtype=kind, sharding=place)
+                asked = ocp.args.PyTreeRestore(item=unflatten_dict(item), restore_args=unflatten_dict(arguments))
+                read = _flat(checkpointer.restore(path, args=asked))
+                if any(read[leaf].shape != like[leaf].shape for leaf in part):
+                    raise ModelError(
+                        f"{path}: damaged or of another configuration (shapes differ from model.json); convert the "
+                        "model again"
+                    )
+                for leaf in part:
+                    found |= models.kept(leaf, read.pop(leaf), kinds[leaf])
+    except (jax.errors.JaxRuntimeError, MemoryError, ModelError):  # too little memory for it is no damage
         raise
     except Exception as error:  # Orbax raises Exception itself for an array cut short, and many others
         interrupts.check()
         raise ModelError(
             f"{path}: damaged or of another configuration ({shown(error)}); convert the model again"
         ) from error
-    wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, like)
-    if any(jax.tree.leaves(wrong)):
-        raise ModelError(
-            f"{path}: damaged or of another configuration (shapes differ from model.json); convert the model again"
-        )
-    return tree
+    return unflatten_dict(found)
 
 
-def default_dtype() -> str:
-    """What weights and computation are in unless asked otherwise: float32 on a CPU, bfloat16 on GPU and TPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
+    return dict(flatten_dict(tree))
 
 
 def load_text(folder: str | Path) -> TextFrontEnd:
@@ -201,7 +212,7 @@ def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
         )
     _check(folder, path.name)
     tokenizer = read_tokenizer(path)
-    return Reader(restore(folder, "qwen3", cfg.qwen3, jnp.dtype(dtype or default_dtype())), cfg.qwen3, tokenizer)
+    return Reader(restore(folder, "qwen3", cfg.qwen3, jnp.dtype(dtype or models.default_dtype())), cfg.qwen3, tokenizer)
 
 
 def read_tokenizer(path: Path) -> Any:

@@ -203,11 +203,13 @@ def _of_parents(values: Array, parents: Array) -> Array:
     return picked
 
 
-def _decide(state: State, logits: Array, cfg: GPTConfig) -> State:
-    """Choose the next code of each beam from `logits` [B, K, V], in the rows that are not done."""
+def _decide(state: State, logits: Array, cfg: GPTConfig) -> tuple[State, Trace]:
+    """Choose the next code of each beam from `logits` [B, K, V], in the rows that are not done.
+
+    -> the state, and what is to be added to its trace [B, K], in the other rows anything.
+    """
     B, K, _ = logits.shape
     sampling = state.sampling
-    rows = jnp.arange(B)
     active = ~state.done
     keys = jax.vmap(jax.random.fold_in)(seeds.wrap(state.keys), state.counts)
     counts = state.counts + 1
@@ -235,24 +237,17 @@ def _decide(state: State, logits: Array, cfg: GPTConfig) -> State:
     for beam in range(K):
         hypotheses = _enter(hypotheses, running[:, beam] / norm, counts, jnp.full(B, beam), cut)
 
-    at = jnp.where(active, state.counts, state.trace.codes.shape[1])  # past the end: dropped
-    trace = Trace(
-        *(
-            old.at[rows, at].set(new, mode="drop")
-            for old, new in zip(state.trace, (codes, parents, running), strict=True)
-        )
-    )
     keep = active[:, None]
     seen = seen | (jnp.arange(seen.shape[-1])[None, None] == codes[:, :, None])
-    return state._replace(
+    state = state._replace(
         visible=jnp.where(keep[..., None], visible, state.visible),
         counts=jnp.where(active, counts, state.counts),
         done=state.done | done | cut,
         seen=jnp.where(keep[..., None], seen, state.seen),
         scores=jnp.where(keep, running, state.scores),
-        trace=trace,
         hypotheses=hypotheses,
     )
+    return state, Trace(codes, parents, running)
 
 
 # ---- many steps -----------------------------------------------------------------------------------------------------
@@ -307,11 +302,12 @@ def admit(
     recent = jax.tree.map(lambda free: jnp.where(done[:, None, None, None], free + 1, free), new.recent)
     new = new._replace(
         caches=(), recent=recent, visible=visible, filled=lengths, done=done, seen=seen, keys=keys,
-        scores=jnp.broadcast_to(jnp.where(jnp.arange(K) == 0, 0.0, UNLIKELY)[None], (A, K)),
+        scores=jnp.where((jnp.arange(K)[None] == 0) | done[:, None], 0.0, UNLIKELY),
         limits=jnp.broadcast_to(jnp.asarray(limits, jnp.int32), (A,)),
     )  # fmt: skip
     V = logits.shape[-1]
-    new = _decide(new, jnp.broadcast_to(logits[:, None], (A, K, V)), cfg)
+    new, first = _decide(new, jnp.broadcast_to(logits[:, None], (A, K, V)), cfg)
+    new = new._replace(trace=Trace(*(old.at[:, 0].set(one) for old, one in zip(new.trace, first, strict=True))))
     places = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state._replace(caches=()), new)
 
     def fill(blocks: tuple[LayerCache, ...], cache: LayerCache) -> tuple[LayerCache, ...]:
@@ -348,17 +344,24 @@ def advance(params: dict, cfg: GPTConfig, state: State, waiting: Array, chunks: 
         state, taken = carry
         caches = state.caches  # only read
 
-        def one(state: State, n: Array) -> tuple[State, None]:
-            last = jnp.take_along_axis(state.trace.codes, (state.counts - 1)[:, None, None], axis=1)[:, 0]  # [B, K]
+        def one(carry: tuple[State, Array], n: Array) -> tuple[tuple[State, Array], tuple[Array, Trace]]:
+            state, last = carry
             own = S + K * n + jnp.arange(K)
             visible = state.visible | (jnp.arange(S + K * CHUNK)[None] == own[:, None])[None]
             # counts is 1 when the first code is fed, at position 2: the reference skips position 1
             logits, recent = gpt.step(params, cfg, caches, state.recent, last, K * n, state.counts + 1, visible)
-            return _decide(state._replace(recent=recent, visible=visible), logits, cfg), None
+            # Where nothing is drawn: past the end, and dropped.
+            at = jnp.where(state.done, cfg.most_codes, state.counts)
+            state, drawn = _decide(state._replace(recent=recent, visible=visible), logits, cfg)
+            return (state, drawn.codes), (at, drawn)
 
-        visible = jnp.pad(state.visible, ((0, 0), (0, 0), (0, K * CHUNK)))
-        state, _ = jax.lax.scan(one, state._replace(caches=(), visible=visible), jnp.arange(CHUNK))
-        return _compact(_settle(state._replace(caches=caches))), taken + 1
+        last = jnp.take_along_axis(state.trace.codes, (state.counts - 1)[:, None, None], axis=1)[:, 0]  # [B, K]
+        visible, trace = jnp.pad(state.visible, ((0, 0), (0, 0), (0, K * CHUNK))), state.trace
+        state = state._replace(caches=(), trace=(), visible=visible)
+        (state, _), (at, drawn) = jax.lax.scan(one, (state, last), jnp.arange(CHUNK))
+        rows = jnp.arange(len(last))[None]
+        trace = Trace(*(old.at[rows, at].set(new, mode="drop") for old, new in zip(trace, drawn, strict=True)))
+        return _compact(_settle(state._replace(caches=caches, trace=trace))), taken + 1
 
     return jax.lax.while_loop(more, chunk, (state, jnp.int32(0)))[0]
 

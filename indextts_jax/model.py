@@ -20,7 +20,7 @@ from indextts_jax import audio, checkpoint, emotion, pipeline, voice
 from indextts_jax.audio import Recording
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
-from indextts_jax.models import COMPONENTS, Params
+from indextts_jax.models import COMPONENTS, Params, default_dtype
 from indextts_jax.pipeline import Audio
 from indextts_jax.request import Options
 from indextts_jax.text import TextFrontEnd
@@ -114,14 +114,15 @@ def load(
 ) -> Model:
     """Load a model that `indextts-jax convert` made, component by component.
 
-    dtype: of weights and computation, "float32" or "bfloat16" (default: float32 on a CPU, bfloat16 on GPU and TPU).
-    sharding: where the weights go (default: the first device). check: hold every file against its checksum. progress:
-    called with the stage, the megabytes read and the megabytes in all. Raises `Error` for a folder that cannot be used.
+    dtype: of weights and computation, "float32" or "bfloat16" (default: float32 on a CPU, bfloat16 on GPU and TPU), or
+    "int8": the matrices that decoding reads, rounded while they are loaded; all else is as by default. sharding: where
+    the weights go (default: the first device). check: hold every file against its checksum. progress: called with the
+    stage, the megabytes read and the megabytes in all. Raises `Error` for a folder that cannot be used.
     """
     folder = Path(folder)
     cfg, _ = checkpoint.read_description(folder)
     text = checkpoint.load_text(folder)
-    kind = jax.numpy.dtype(dtype or checkpoint.default_dtype())
+    kind = jax.numpy.dtype(dtype or default_dtype())
     sizes = [_megabytes(folder / name) for name in components]
     params = {}
     for i, name in enumerate(components):

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from indextts_jax import checkpoint, devices, files, manifest, warmup
+from indextts_jax import devices, files, manifest, models, warmup
 from indextts_jax.audio import FORMATS
 from indextts_jax.batch import KEPT, Work
 from indextts_jax.batch import Speaker as Maker
@@ -78,7 +78,7 @@ class Speaker:
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
         warmup.keep_programs()
-        dtype = dtype or checkpoint.default_dtype()
+        dtype = dtype or models.default_dtype()
         loaded = load(model, dtype)
         copies = devices.copies(loaded.params, jax.local_devices())
         self._cfg, self._params = loaded.cfg, copies

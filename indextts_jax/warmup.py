@@ -135,10 +135,7 @@ def ahead(
 
 
 def _parameters(cfg: Config, dtype: Any, shapes: Callable[[str, Any], Any]) -> dict[str, Any]:
-    return {
-        name: _placed(jax.tree.map(lambda leaf: struct(leaf.shape, dtype), shapes(name, getattr(cfg, name))))
-        for name in models.COMPONENTS
-    }
+    return {name: _placed(models.cast(name, shapes(name, getattr(cfg, name)), dtype)) for name in models.COMPONENTS}
 
 
 def struct(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from debug.golden import golden, relative
+from indextts_jax import models
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, repcodec, s2mel, w2vbert
 from tests.test_gpt import begin, one_beam
 
@@ -89,7 +90,7 @@ def bigvgan_outputs(params, cfg):
 )
 def test_bfloat16_stays_near_float32(tiny, outputs):
     component = outputs.__name__.removesuffix("_outputs")
-    params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf).astype(jnp.bfloat16)), tiny.params(component))
+    params = jax.device_put(models.cast(component, jax.tree.map(np.asarray, tiny.params(component)), jnp.bfloat16))
     for ours, dtype, expected, bound in outputs(params, getattr(tiny.cfg, component)):
         assert ours.dtype == dtype
         error = relative(ours, expected)

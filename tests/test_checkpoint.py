@@ -83,7 +83,9 @@ def test_bfloat16_rounds_once(tiny, converted):
     model = load(str(converted), dtype=jnp.bfloat16, components=[SMALL, "gpt"])
     assert set(model.params) == {SMALL, "gpt"}
     for component, params in model.params.items():
-        assert same(params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), tiny.params(component)))
+        assert same(params, models.cast(component, tiny.params(component), jnp.bfloat16))
+    assert model.params["gpt"]["decoder"]["layer_0"]["up"]["weight"].dtype == jnp.bfloat16
+    assert model.params["gpt"]["decoder"]["layer_0"]["attention_norm"]["scale"].dtype == jnp.float32
 
 
 def test_shapes_are_kept_and_found_anew_where_they_are_not(tiny, copy, monkeypatch):

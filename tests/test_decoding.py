@@ -124,8 +124,10 @@ def beams_of_ours(model, sampling, limit):
     state = state._replace(scores=np.where(np.arange(beams) == 0, 0.0, -1e9)[None].astype(np.float32))
     last = np.full(beams, cfg.start_code)
     while not state.done[0]:
-        state = decide(state, model.table[last][None], cfg)
-        last = np.asarray(state.trace.codes[0, int(state.counts[0]) - 1])
+        state, drawn = decide(state, model.table[last][None], cfg)
+        at, last = int(state.counts[0]) - 1, np.asarray(drawn.codes[0])
+        pairs = zip(state.trace, drawn, strict=True)
+        state = state._replace(trace=decoding.Trace(*(old.at[:, at].set(new) for old, new in pairs)))
     won = row(decoding.winners(cfg, state), 0)
     return np.asarray(won.codes)[: int(won.lengths)], float(won.scores), bool(won.stopped)
 

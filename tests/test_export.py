@@ -23,7 +23,7 @@ from indextts_jax import decoding, models, seeds, warmup
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
-from indextts_jax.models import bigvgan, gpt, prototypes, qwen3, s2mel
+from indextts_jax.models import bigvgan, gpt, layers, prototypes, qwen3, s2mel
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.qwen3 import Qwen3Config
 from indextts_jax.request import Options
@@ -142,7 +142,7 @@ PARTIAL = {
     ("layers._take_by_product", 127): "frames, which are as many as there are",
     ("s2mel._turn_by_product", 64): "the width of a head, as it was trained",
     ("layers.attend_cached", 64): "the width of a head, as it was trained",
-    ("gpt.logits", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
+    ("layers.multiply", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
     ("layers._attend", 64): "the width of a head, as it was trained",
     ("s2mel.Estimator", 80): "mel bands, once per step",
     ("s2mel.Estimator", 592): "width and mel bands side by side, once per step",
@@ -196,8 +196,7 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
         return Call(function, arguments, keywords)
 
     def parameters(component: str) -> Any:
-        shapes = models.shapes(component, getattr(cfg, component))
-        return jax.tree.map(lambda leaf: struct(leaf.shape, dtype), shapes)
+        return models.cast(component, models.shapes(component, getattr(cfg, component)), dtype)
 
     integers, feeling, vector = struct((2,), np.int32), parameters("prototypes"), struct((2, cfg.gpt.width))
     state = decoding.empty.eval_shape(cfg.gpt, Sampling(), 2, 4, jnp.dtype(dtype))
@@ -208,6 +207,7 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
     visible = struct((2, 3, state.visible.shape[2] + state.recent[0].k.shape[3]), bool)
     arguments = state.caches, state.recent, codes, struct((), np.int32), integers, visible
     yield program(gpt.step, parameters("gpt"), cfg.gpt, *arguments)
+    yield program(layers.quantize, struct((cfg.gpt.code_vocabulary, cfg.gpt.width)))
     yield program(s2mel.target_lengths, integers)
     yield program(s2mel.window, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)
     yield program(prototypes.similar, feeling, cfg.prototypes, struct((2, cfg.prototypes.style)))
@@ -321,6 +321,42 @@ def custom_calls(program: Call) -> set[str]:
     return set(re.findall(r"stablehlo\.custom_call @([\w.]+)", exported.mlir_module()))
 
 
+# What is used in float32 and lies in bfloat16 all the same.
+NARROW = {
+    (8194,): "the bias of the GPT's head, whose dtype is that of the head: one for all layers",
+    (8192, 8): "RepCodec's codebook, whose rows are also looked up in bfloat16; once per recording",
+}
+
+
+def widened(jaxpr: Any, weights: set[int]) -> Iterator[tuple[int, ...]]:
+    """The shapes of the arguments, those at the places `weights`, that are converted to float32 as they are."""
+    own = {variable for i, variable in enumerate(jaxpr.invars) if i in weights}
+    for equation in jaxpr.eqns:
+        places = {i for i, v in enumerate(equation.invars) if not hasattr(v, "val") and v in own}
+        if equation.primitive.name == "convert_element_type" and places:
+            if equation.params["new_dtype"] == jnp.float32:
+                yield equation.invars[0].aval.shape
+        elif equation.primitive.name == "while":
+            conditions, constants = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+            body = {i - conditions for i in places if conditions <= i < conditions + constants}
+            yield from widened(equation.params["body_jaxpr"].jaxpr, body)
+        else:
+            begin = int(equation.primitive.name == "cond")
+            for value in equation.params.values():
+                for part in counting.jaxprs(value):
+                    yield from widened(part, {i - begin for i in places})
+
+
+@pytest.mark.parametrize("stage", sorted(jitted()))
+def test_what_is_used_in_float32_is_kept_in_it(stage):
+    """Else it is converted anew wherever it is used, in every step of a loop."""
+    program = programs("bfloat16")[stage]
+    traced = program.function.trace(*program.arguments, **program.keywords)
+    leaves = jax.tree.leaves(traced.in_avals)
+    weights = {i for i, leaf in enumerate(leaves) if leaf.dtype == jnp.bfloat16 and leaf.ndim < 3}
+    assert set(widened(traced.jaxpr.jaxpr, weights)) <= set(NARROW)
+
+
 @pytest.mark.parametrize("stage", sorted(jitted()))
 def test_what_is_indexed_is_noted(stage):
     """Another gather in a loop fails here until the table has it, with the reason why it may stay."""
@@ -360,6 +396,9 @@ def variants() -> Iterator[tuple[str, Call]]:
         state = decoding.empty.eval_shape(small.GPT, Sampling(beams, sample, top_k), 2, 1, jnp.dtype(np.float32))
         arguments = weights, small.GPT, state, struct((), bool), struct((), np.int32)
         yield "decoding.advance", Call(decoding.advance, arguments, {})
+    state = decoding.empty.eval_shape(small.GPT, Sampling(), 2, 1, jnp.dtype(models.default_dtype()))
+    arguments = models.cast("gpt", weights, "int8"), small.GPT, state, struct((), bool), struct((), np.int32)
+    yield "decoding.advance", Call(decoding.advance, arguments, {})
     cfg, integers = small.S2MEL, struct((2,), np.int32)
     mel, content = struct((2, 12, cfg.mels)), struct((2, 12, cfg.content))
     style, guidance = struct((2, cfg.style)), struct((2,))

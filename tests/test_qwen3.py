@@ -207,7 +207,7 @@ def test_nothing_is_drawn_after_the_last_row_has_stopped(sharpened, golden, monk
 def test_bfloat16(sharpened, golden):
     """It runs in bfloat16 and stays near float32; the roots of norms, angles and softmax are float32."""
     cfg, params = sharpened
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    params = models.cast("qwen3", params, jnp.bfloat16)
     scores, caches = qwen3.prefill(params, cfg, golden["ids"], golden["lengths"], 40)
     assert (scores.dtype, caches[0].k.dtype) == (jnp.float32, jnp.bfloat16)
     error = relative(scores, golden["answer_logits"][:, 0])

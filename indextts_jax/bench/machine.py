@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from indextts_jax import models
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -26,13 +28,13 @@ class Machine:
 
 
 def measure(dtypes: Sequence[str]) -> Machine:
-    """Time large products in each dtype, and what streams memory. Takes a few seconds."""
+    """Time large products in what is computed in for each dtype, and what streams memory. Takes a few seconds."""
     large = jax.default_backend() != "cpu"
     n, words = (8192, 2**29) if large else (2048, 2**26)
     product = jax.jit(lambda a, b: a @ b)
     rates = {}
     for dtype in dtypes:
-        a, b = (jax.random.normal(jax.random.key(i), (n, n)).astype(dtype) for i in range(2))
+        a, b = (jax.random.normal(jax.random.key(i), (n, n)).astype(models.computing(dtype)) for i in range(2))
         rates[dtype] = 2 * n**3 / _best(lambda a=a, b=b: product(a, b))
     # A product with one row streams its matrix, as decoding does; on some machines an addition is faster.
     weights, row = jnp.ones((words // 8192, 8192), jnp.float32), jnp.ones((1, 8192), jnp.float32)

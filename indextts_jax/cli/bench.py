@@ -29,7 +29,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "--dtype",
         type=dtypes,
         metavar="D",
-        help="float32, bfloat16 or both (default: as in speak)",
+        help="float32, bfloat16 or int8, as in speak",
     )
     some = numbers(int, 1, 100_000)
     group.add_argument("--batch", type=some, default=[1], metavar="N", help="utterances side by side, e.g. 1,8,32 (1)")
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, reference: Any = None) -> None:
 
     import jax
 
-    from indextts_jax import checkpoint, files
+    from indextts_jax import files, models
     from indextts_jax.bench import chain, machine, plot, report
     from indextts_jax.config import Config
     from indextts_jax.model import load
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, reference: Any = None) -> None:
     outputs = {"--json": options.json, "--plot": options.plot}
     check_outputs(outputs, {"--compare": options.compare}, options.force)
     before = _read_figures(options.compare) if options.compare else None
-    dtypes = options.dtype or [checkpoint.default_dtype()]
+    dtypes = options.dtype or [models.default_dtype()]
     chains, stages = [], []
     # Compiled anew, whatever was compiled before; every utterance is cut off where it should be.
     with tempfile.TemporaryDirectory() as cache, _without_warnings():

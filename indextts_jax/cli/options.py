@@ -70,11 +70,14 @@ def numbers(kind: type, low: float, high: float = math.inf) -> Callable[[str], l
     return lambda text: [one(part) for part in text.split(",")]
 
 
+DTYPES = ("float32", "bfloat16", "int8")
+
+
 def dtypes(text: str) -> list[str]:
-    """float32, bfloat16 or both, separated by commas."""
+    """Some of DTYPES, separated by commas."""
     found = text.split(",")
-    if not set(found) <= {"float32", "bfloat16"}:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not float32, bfloat16 or float32,bfloat16")
+    if not set(found) <= set(DTYPES):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one of {', '.join(DTYPES)}, or several with commas")
     return found
 
 
@@ -93,8 +96,9 @@ def add_model(group: Any, **more: Any) -> None:
 def add_device(parser: Any) -> None:
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
-        help="precision of weights and computation (default: float32 on a CPU, bfloat16 on GPU and TPU)",
+        choices=DTYPES,
+        help="precision of weights and computation (default: float32 on a CPU, bfloat16 on GPU and TPU); int8: the "
+        "weights that draw codes are rounded to 8 bits, all else is as by default",
     )
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="where to compute (default: the best there is)")
 

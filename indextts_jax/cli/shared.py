@@ -113,7 +113,7 @@ def configure_jax(options: argparse.Namespace) -> str:
     """Choose the device, and keep compiled programs: -> the dtype to use."""
     import jax
 
-    from indextts_jax import checkpoint, warmup
+    from indextts_jax import models, warmup
 
     if options.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
@@ -123,7 +123,7 @@ def configure_jax(options: argparse.Namespace) -> str:
         raise Error(
             f"--device {options.device}: JAX finds none here, only {device.platform}; the README says how to install it"
         )
-    dtype = options.dtype or checkpoint.default_dtype()
+    dtype = options.dtype or models.default_dtype()
     log.info("computing in %s on %s", dtype, device.device_kind)
     return dtype
 

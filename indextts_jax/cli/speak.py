@@ -254,7 +254,8 @@ def _random_parameters(path: Path, cfg: "Config", dtype: str) -> "Params":
             like[name] = models.shapes(name, getattr(cfg, name))
         except (ValueError, TypeError, ZeroDivisionError) as error:
             raise Error(f"--random-init {path}: sizes that do not fit together ({name}: {shown(error)})") from error
-    needed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like)) * jax.numpy.dtype(dtype).itemsize
+    kept = jax.tree.leaves([models.cast(name, tree, dtype) for name, tree in like.items()])
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise Error(

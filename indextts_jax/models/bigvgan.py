@@ -132,7 +132,7 @@ def tiles(B: int, T: int, C: int) -> Cut:
     """The cut that fills a TPU's tiles, if there are frames enough for it."""
     beside = max(1, 128 // C)
     segments = beside * -(-8 // B)
-    return Cut(segments, beside) if T >= 64 * segments else ROWS
+    return Cut(segments, beside) if 64 * segments <= T else ROWS
 
 
 # ---- what is computed on segments -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, attend_cached, precision_of, valid
+from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, attend_cached, multiply, precision_of, valid
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def logits(params: dict, hidden: Array) -> Array:
     """The scores of the next code, [..., D] -> [..., V] float32."""
     head = params["head"]
     with precision_of(head):
-        scores = jnp.einsum("...d,vd->...v", hidden, head["weight"], preferred_element_type=jnp.float32)
+        scores = multiply(hidden, head, jnp.float32)
     return scores + head["bias"].astype(jnp.float32).reshape((1,) * (scores.ndim - 1) + (-1,))
 
 

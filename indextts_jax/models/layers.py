@@ -29,8 +29,12 @@ def zero_padding(x: Array, lengths: Array) -> Array:
 
 
 def dtype_of(params: Any) -> jnp.dtype:
-    """The dtype of a component's weights, in which it computes."""
-    return jax.tree.leaves(params)[0].dtype
+    """The dtype in which a component computes: that of its weights, and not of its norms, which may be wider."""
+    return min(_floating(params), key=lambda dtype: dtype.itemsize)
+
+
+def _floating(params: Any) -> set[jnp.dtype]:
+    return {leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
 
 
 def precision_of(params: Any) -> AbstractContextManager[Any]:
@@ -39,7 +43,7 @@ def precision_of(params: Any) -> AbstractContextManager[Any]:
     An accelerator would otherwise round their factors to 8 or 11 bits. With other weights the caller's setting holds.
     Gradients keep the precision of the product that they come from.
     """
-    exact = any(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params)[:1])  # a norm may have no weights
+    exact = _floating(params) == {jnp.dtype(jnp.float32)}
     return jax.default_matmul_precision("highest") if exact else nullcontext()
 
 
@@ -124,8 +128,48 @@ class Depthwise(nn.Module):
         return y.astype(x.dtype)
 
 
+@jax.jit
+def quantize(weight: Array) -> tuple[Array, Array]:
+    """A weight [out, in] as whole numbers up to 127 of one scale per output: -> int8 [out, in], float32 [out].
+
+    Symmetric, so that the scale can multiply the product; off by half a scale at most.
+    """
+    scale = jnp.maximum(jnp.abs(weight).max(axis=1), jnp.finfo(jnp.float32).tiny) / 127
+    return jnp.round(weight / scale[:, None]).astype(jnp.int8), scale
+
+
+def multiply(x: Array, params: Any, dtype: Any = None) -> Array:
+    """x [..., in] by a "weight" [out, in], which may be int8 with a "scale" [out]: -> [..., out] in `dtype`, or x's.
+
+    int8 is read as such and converted where it is multiplied: what a decoding step costs are the bytes of its weights.
+    """
+    weight = params["weight"]
+    if "scale" not in params:
+        return jnp.einsum("...d,fd->...f", x, weight, preferred_element_type=dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    y = jax.lax.platform_dependent(rows, weight, cpu=_multiply_in_blocks, default=_multiply_whole)
+    return (y * params["scale"][None]).astype(dtype or x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _multiply_whole(x: Array, weight: Array) -> Array:
+    """x [R, in], weight [out, in] int8 -> [R, out] float32, for compilers that convert within the product."""
+    return jnp.einsum("rd,fd->rf", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _multiply_in_blocks(x: Array, weight: Array) -> Array:
+    """The same, so few outputs at once that their converted weights stay in the cache.
+
+    XLA converts the whole weight for a CPU, once for all steps of a loop, and reads four bytes of each again.
+    """
+
+    def one(row: Array) -> Array:
+        return jnp.einsum("rd,d->r", x, row.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    return jax.lax.map(one, weight, batch_size=64).T
+
+
 class Dense(nn.Module):
-    """A dense layer whose weight lies as [out, in]: [..., in] -> [..., out].
+    """A dense layer whose weight lies as [out, in], maybe as int8 with a scale: [..., in] -> [..., out].
 
     For the decoders, which multiply few rows: a CPU does 1 to 32 of them in about 0.6 of the time so.
     """
@@ -135,8 +179,10 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        weight = self.param("weight", nn.initializers.lecun_normal(1, 0), (self.features, x.shape[-1]))
-        y = jnp.einsum("...d,fd->...f", x, weight)
+        params = {"weight": self.param("weight", nn.initializers.lecun_normal(1, 0), (self.features, x.shape[-1]))}
+        if self.has_variable("params", "scale"):
+            params["scale"] = self.get_variable("params", "scale")
+        y = multiply(x, params)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
