@@ -17,7 +17,7 @@ from indextts_jax.model import load
 from indextts_jax.models import gpt, layers
 from tests import jobs
 from tests.small import GPT, normal, parameters
-from tests.test_gpt import one_beam
+from tests.test_gpt import begin, one_beam
 
 MATRICES = ("qkv", "out", "up", "down")
 
@@ -100,7 +100,7 @@ def test_codes_are_those_of_the_weights_it_stands_for(dtype, monkeypatch):
     assert prefix.embeddings.dtype == dtype
 
     def drawn(params: Any) -> tuple[Any, Any]:
-        scores, caches = gpt.prefill(params, GPT, prefix, 20)
+        scores, caches = gpt.prefill(params, GPT, prefix)
         assert caches[0].k.dtype == dtype  # type: ignore[union-attr]
         keys = jax.random.split(jax.random.key(0), 1)
         return scores, decoding.decode(params, GPT, prefix, keys, Sampling(beams=2, top_k=5), 8).codes
@@ -144,8 +144,8 @@ def test_int8_stays_near_float32(tiny):
     speaker, emotion = arrays["seg0.gpt.speech_conditioning_latent"], arrays["seg0.gpt.emo_vec"]
     texts, codes = arrays["seg0.text_tokens"], arrays["seg0.gpt.codes"].astype(np.int32)
     prefix = gpt.prefix(params, cfg, speaker, emotion, texts, np.array([texts.shape[1]]))
-    scores, caches = gpt.prefill(params, cfg, prefix, 128)
-    second, _ = one_beam(params, cfg, caches, codes[:, 0], prefix.lengths, np.array([2]))
+    scores, caches, recent = begin(params, cfg, prefix, 1)
+    second, _ = one_beam(params, cfg, caches, recent, codes[:, 0], prefix.lengths, 0)
     for ours, expected in zip((scores, second), arrays["seg0.gpt.logits_per_step"], strict=False):
         assert 0.0016 < relative(ours, expected) < 0.016  # an error far below would mean that nothing was rounded
 

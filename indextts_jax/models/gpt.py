@@ -162,19 +162,14 @@ def prefix(params: dict, cfg: GPTConfig, latents: Array, emotion: Array, texts: 
     return Prefix(jnp.concatenate([speaker, speed, words], axis=1), lengths + latents.shape[1] + 2 + 3)
 
 
-@partial(jax.jit, static_argnames=("cfg", "capacity"))
-def prefill(
-    params: dict, cfg: GPTConfig, prefix: Prefix, capacity: int | None = None
-) -> tuple[Array, tuple[LayerCache, ...]]:
-    """One pass over the prefix: -> (logits of the first code [B, V] float32, caches with `capacity` slots, default P).
+@partial(jax.jit, static_argnames="cfg")
+def prefill(params: dict, cfg: GPTConfig, prefix: Prefix) -> tuple[Array, tuple[LayerCache, ...]]:
+    """One pass over the prefix: -> (logits of the first code [B, V] float32, caches with P slots).
 
     Slots past a row's prefix hold what its padding gave.
     """
     x, lengths = prefix
-    P = x.shape[1]
-    hidden, caches = apply(Decoder(cfg), params["decoder"], x, _causal(P)[None, None])
-    free = ((0, 0), (0, 0), (0, 0), (0, (capacity or P) - P))
-    caches = jax.tree.map(lambda a: jnp.pad(a, free), caches)
+    hidden, caches = apply(Decoder(cfg), params["decoder"], x, _causal(x.shape[1])[None, None])
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return logits(params, last), caches
 
