@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 DEMO_TEXT := Hello world, this is a small test of the speech system.
 
-.PHONY: demo test test-fast test-slow test-tpu lint clean
+.PHONY: demo test test-fast test-slow test-tpu gpu lint clean
 
 demo: $(VENV)/.plot
 	rm -rf demo-model
@@ -30,6 +30,11 @@ test-fast: $(VENV)/.dev
 # The programs compiled for a TPU, without one: needs some 1.5 GB more on the disk and several minutes.
 test-tpu: $(VENV)/.dev $(VENV)/.tpu
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow tests/test_target.py $(PYTEST)
+
+# On a machine with an NVIDIA GPU: figures, a profile and tests in ten minutes, to gpu/page.md. Where nothing can be
+# installed, with an interpreter that has what pyproject.toml names: python -m debug.gpu --output gpu
+gpu: $(VENV)/.dev $(VENV)/.cuda
+	$(BIN)/python -m debug.gpu --output gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
