@@ -182,10 +182,18 @@ def _convolve_in_tiles(x: Array, kernel: Array, bias: Array, dilation: int) -> A
 
 def _with_gradient_of(plain: Callable[..., Any], tiled: Callable[..., Any]) -> Callable[..., Any]:
     """A TPU's own kernel, differentiated as the plain form that it equals."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+    def forward(*inputs: Any) -> Any:
+        with jax.default_matmul_precision(precision):  # gradients are traced where it may be another
+            return tiled(*inputs), inputs
+
+    def backward(inputs: Any, slopes: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return jax.vjp(plain, *inputs)[1](slopes)
+
     function = jax.custom_vjp(tiled)
-    function.defvjp(
-        lambda *inputs: (tiled(*inputs), inputs), lambda inputs, slopes: jax.vjp(plain, *inputs)[1](slopes)
-    )
+    function.defvjp(forward, backward)
     return function
 
 

@@ -135,7 +135,9 @@ def convolve(x: Array, kernel: Array, bias: Array, dilation: int, interpret: boo
     )(kernel, bias, x, x)
 
 
-def _convolve(kernel_ref: Any, bias_ref: Any, x_ref: Any, after_ref: Any, y_ref: Any, heard: Any, dilation: int) -> None:
+def _convolve(
+    kernel_ref: Any, bias_ref: Any, x_ref: Any, after_ref: Any, y_ref: Any, heard: Any, dilation: int
+) -> None:
     """A tile of y: one product per tap, added up in float32."""
     tile, R, W = x_ref.shape
     heard[:tile], heard[tile:] = x_ref[...], after_ref[...]
