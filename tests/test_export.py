@@ -38,7 +38,7 @@ LANES = 128  # the last axis of a TPU's tile
 INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "top_k")
 
 # The targets of custom calls, each with the reason why it may stay.
-CALLS = {"tpu_custom_call": "BigVGAN's activation as one kernel, on TPUs alone: models/bigvgan_kernel.py"}
+CALLS = {"tpu_custom_call": "BigVGAN's activations and convolutions, on TPUs alone: models/bigvgan_kernel.py"}
 
 
 class Access(NamedTuple):
