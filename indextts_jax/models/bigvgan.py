@@ -10,6 +10,7 @@ Dimensions: B batch, T frames or samples, C channels, K kernel, M mels.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
+from math import gcd
 from operator import add
 from typing import Any, NamedTuple
 
@@ -82,11 +83,12 @@ class Cut(NamedTuple):
 
     segments: int = 1  # of each row
     beside: int = 1  # segments side by side: W = beside * C
+    least: int = 1  # frames of a segment: at least as many as are heard beyond it
 
     def apart(self, x: Array) -> Array:
-        """[B, T, C] -> [R, L, W], the last segment of each row filled up with zeros."""
+        """[B, T, C] -> [R, L, W], the last segments of each row filled up with zeros."""
         B, T, C = x.shape
-        L = -(-T // self.segments)
+        L = max(-(-T // self.segments), self.least)
         x = jnp.pad(x, ((0, 0), (0, L * self.segments - T), (0, 0)))
         return self._side_by_side(x.reshape(B * self.segments, L, C))
 
@@ -112,7 +114,10 @@ class Cut(NamedTuple):
             rows = jax.lax.pad(rows, jnp.zeros((), x.dtype), ((0, 0, 0), (by, -by, 0), (0, 0, 0), (0, 0, 0)))
             return self._side_by_side(rows.reshape(singles.shape))
 
-        return jnp.concatenate([moved(x[:, -halo:], 1), x, moved(x[:, :halo], -1)], axis=1)
+        # Written in place: concatenated, a TPU computes the maximum of three padded arrays.
+        y = jnp.pad(x, ((0, 0), (halo, halo), (0, 0)))
+        y = jax.lax.dynamic_update_slice(y, moved(x[:, -halo:], 1), (0, 0, 0))
+        return jax.lax.dynamic_update_slice(y, moved(x[:, :halo], -1), (0, halo + x.shape[1], 0))
 
     def _side_by_side(self, x: Array) -> Array:
         """[B segments, L, C] -> [R, L, W]."""
@@ -128,11 +133,10 @@ class Cut(NamedTuple):
 ROWS = Cut()
 
 
-def tiles(B: int, T: int, C: int) -> Cut:
-    """The cut that fills a TPU's tiles, if there are frames enough for it."""
+def tiles(B: int, C: int, heard: int) -> Cut:
+    """The cut that fills a TPU's tiles, for what hears so many frames beyond a segment: R is a multiple of 8."""
     beside = max(1, 128 // C)
-    segments = beside * -(-8 // B)
-    return Cut(segments, beside) if 64 * segments <= T else ROWS
+    return Cut(beside * 8 // gcd(B, 8), beside, heard)
 
 
 # ---- what is computed on segments -----------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ class Weights(NamedTuple):
     bias: Array  # [C]
 
 
-def convolve(x: Array, weights: Weights, dilation: int, cut: Cut) -> Array:
+def convolve(x: Array, weights: Weights, dilation: int, cut: Cut, tiled: bool) -> Array:
     """A convolution of rows that are zero outside, for an activation: [R, L, W] -> [R, HALO + L + HALO, W]."""
     kernel, bias = weights
     if cut.beside > 1:  # each segment hears itself alone
@@ -162,21 +166,51 @@ def convolve(x: Array, weights: Weights, dilation: int, cut: Cut) -> Array:
         kernel = (own * kernel[:, None, :, None, :]).reshape(len(kernel), x.shape[2], x.shape[2])
         bias = jnp.tile(bias, cut.beside)
     x = cut.surrounded(x, (len(kernel) - 1) * dilation // 2 + HALO)
+    plain = partial(_convolve, dilation=dilation)
+    function = _with_gradient_of(plain, partial(_convolve_in_tiles, dilation=dilation)) if tiled else plain
+    return function(x, kernel, bias)
+
+
+def _convolve(x: Array, kernel: Array, bias: Array, dilation: int) -> Array:
+    """[R, T, W] -> [R, T - (K - 1) dilation, W]."""
     y = jax.lax.conv_general_dilated(
         x, kernel, (1,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
     )
     return y + bias[None, None]
 
 
-Activate = Callable[[list[Array], Snakes, Array, Array], list[Array]]
+def _convolve_in_tiles(x: Array, kernel: Array, bias: Array, dilation: int) -> Array:
+    return bigvgan_kernel.convolve(x.swapaxes(0, 1), kernel, bias[None], dilation).swapaxes(0, 1)
 
 
-def activate(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
+def _with_gradient_of(plain: Callable[..., Any], tiled: Callable[..., Any]) -> Callable[..., Any]:
+    """A TPU's own kernel, differentiated as the plain form that it equals."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+    def forward(*inputs: Any) -> Any:
+        with jax.default_matmul_precision(precision):  # gradients are traced where it may be another
+            return tiled(*inputs), inputs
+
+    def backward(inputs: Any, slopes: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return jax.vjp(plain, *inputs)[1](slopes)
+
+    function = jax.custom_vjp(tiled)
+    function.defvjp(forward, backward)
+    return function
+
+
+def activate(xs: list[Array], snakes: Snakes, start: Array, end: Array, tiled: bool) -> list[Array]:
     """x + sin²(αx) / β at twice the rate, float32 inside: J of [R, HALO + L + HALO, W] -> J of [R, L, W].
 
     The row's own edges are repeated whatever the halo holds there; past its end, the result is zero. snakes [J, W];
     start, end [R, W or 1] as of `Cut.bounds`.
     """
+    function = _with_gradient_of(_activate, _activate_in_tiles) if tiled else _activate
+    return function(xs, snakes, start, end)
+
+
+def _activate(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
     J, (R, T, _) = len(xs), xs[0].shape
     L = T - 2 * HALO
     x = jnp.concatenate(xs)  # [J R, T, W]
@@ -211,9 +245,7 @@ def activate(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[
     return jnp.split(kept(y, 0, jnp.zeros_like(head), jnp.zeros_like(last)).astype(xs[0].dtype), J)
 
 
-@jax.custom_vjp
-def activate_in_tiles(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
-    """`activate` by a TPU's own kernel; its gradient is the plain form's."""
+def _activate_in_tiles(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
     R, _, W = xs[0].shape
     taps = tuple(low_pass()[1::2].tolist())
     start, end = jnp.broadcast_to(start, (R, W)), jnp.broadcast_to(end, (R, W))
@@ -225,22 +257,9 @@ def activate_in_tiles(xs: list[Array], snakes: Snakes, start: Array, end: Array)
     return ys
 
 
-def _forward(*inputs: Any) -> tuple[list[Array], Any]:
-    return activate_in_tiles(*inputs), inputs
-
-
-def _backward(inputs: Any, slopes: list[Array]) -> tuple[Any, ...]:
-    xs, snakes, start, end = inputs
-    pull = jax.vjp(lambda xs, snakes: activate(xs, snakes, start, end), xs, snakes)[1]
-    return (*pull(slopes), None, None)
-
-
-activate_in_tiles.defvjp(_forward, _backward)
-
-
 def blocks(
     x: Array, lengths: Array, snakes: list[Snakes], weights: list[list[Weights]], dilations: list[tuple[int, ...]],
-    cut: Cut, activate: Activate,
+    cut: Cut, tiled: bool,
 ) -> Array:  # fmt: skip
     """J residual blocks side by side, averaged: [B, T, C] -> [B, T, C].
 
@@ -252,19 +271,19 @@ def blocks(
     xs = ys = [cut.surrounded(x, HALO)] * len(dilations[0])
     for i, (constants, each) in enumerate(zip(snakes, weights, strict=True)):
         constants = Snakes(*(jnp.tile(c, (1, cut.beside)) for c in constants))
-        ys = activate(ys, constants, start, end)
-        ys = [convolve(y, *w, cut) for y, w in zip(ys, zip(each, dilations[i], strict=True), strict=True)]
+        ys = activate(ys, constants, start, end, tiled)
+        ys = [convolve(y, *w, cut, tiled) for y, w in zip(ys, zip(each, dilations[i], strict=True), strict=True)]
         if i % 2:  # the second of a pair
             xs = ys = [x + y for x, y in zip(xs, ys, strict=True)]
     return cut.joined(reduce(add, xs)[:, HALO:-HALO] / len(xs), B, T)
 
 
-def alone(x: Array, lengths: Array, snakes: Snakes, cut: Cut, activate: Activate) -> Array:
+def alone(x: Array, lengths: Array, snakes: Snakes, cut: Cut, tiled: bool) -> Array:
     """An activation with no convolution behind it: [B, T, C] -> [B, T, C]."""
     B, T, C = x.shape
     x = cut.apart(x)
     snakes = Snakes(*(jnp.tile(constants, (1, cut.beside)) for constants in snakes))
-    [y] = activate([cut.surrounded(x, HALO)], snakes, *cut.bounds(lengths, x.shape[1], C))
+    [y] = activate([cut.surrounded(x, HALO)], snakes, *cut.bounds(lengths, x.shape[1], C), tiled)
     return cut.joined(y, B, T)
 
 
@@ -313,7 +332,8 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array) -> Array:
-        (B, T, C), J = x.shape, len(self.kernels)
+        (B, _, C), J = x.shape, len(self.kernels)
+        heard = max((K - 1) * max(by) // 2 for K, by in zip(self.kernels, self.dilations, strict=True)) + HALO
         snakes, weights, dilations = [], [], []
         for i, dilated in enumerate(zip(*self.dilations, strict=True)):
             for k, (name, by) in enumerate((("dilated", dilated), ("plain", (1,) * J))):
@@ -322,8 +342,8 @@ class Stage(nn.Module):
                 dilations.append(by)
         return jax.lax.platform_dependent(
             x, lengths, snakes, weights,
-            tpu=partial(blocks, dilations=dilations, cut=tiles(B, T, C), activate=activate_in_tiles),
-            default=partial(blocks, dilations=dilations, cut=ROWS, activate=activate),
+            tpu=partial(blocks, dilations=dilations, cut=tiles(B, C, heard), tiled=True),
+            default=partial(blocks, dilations=dilations, cut=ROWS, tiled=False),
         )  # fmt: skip
 
 
@@ -340,10 +360,13 @@ class Upsample(nn.Module):
         K, R = self.kernel, self.rate
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (C, K, self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
-        y = jnp.einsum("btc,cko->btko", zero_padding(x, lengths), kernel)
         parts = -(-K // R)  # every input frame reaches so many output groups of `rate` samples
-        y = jnp.pad(y, ((0, 0), (0, 0), (0, parts * R - K), (0, 0))).reshape(B, T, parts, R, self.channels)
-        total = reduce(add, (jnp.pad(y[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0), (0, 0))) for i in range(parts)))
+        width = R * self.channels
+        # Samples and channels in one axis: apart, a TPU's compiler takes five times as long.
+        y = jnp.einsum("btc,cn->btn", zero_padding(x, lengths), kernel.reshape(C, -1))
+        y = jnp.pad(y, ((0, 0), (0, 0), (0, parts * width - y.shape[2])))
+        groups = (y[:, :, i * width : (i + 1) * width] for i in range(parts))
+        total = reduce(add, (jnp.pad(y, ((0, 0), (i, parts - 1 - i), (0, 0))) for i, y in enumerate(groups)))
         crop = (K - R) // 2
         y = total.reshape(B, (T + parts - 1) * R, self.channels)[:, crop : crop + T * R]
         return y + bias[None, None]
@@ -355,8 +378,8 @@ class Activation(Constants):
     def __call__(self, x: Array, lengths: Array) -> Array:  # type: ignore[override]
         return jax.lax.platform_dependent(
             x[0], lengths, super().__call__(),
-            tpu=partial(alone, cut=tiles(*x.shape[1:]), activate=activate_in_tiles),
-            default=partial(alone, cut=ROWS, activate=activate),
+            tpu=partial(alone, cut=tiles(x.shape[1], x.shape[3], HALO), tiled=True),
+            default=partial(alone, cut=ROWS, tiled=False),
         )[None]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""BigVGAN's activation as one TPU kernel: every frame is read once and written once, with nothing in memory between.
+"""BigVGAN's activation and its convolution as TPU kernels.
 
 Time is the outermost axis and segments and channels fill the tiles of 8 x 128, so that a tap of a filter is another
-tile: no element moves. The plain form, which this equals, is `bigvgan.activate`.
+tile: no element moves. An activation reads every frame once and writes it once, with nothing in memory between. The
+plain forms, which these equal, are in `bigvgan`; XLA needs minutes to compile what these need seconds for.
 
 Dimensions: T frames, R segments, W channels.
 """
@@ -19,6 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 _STEP = 8  # frames at a time; where a row begins, all that is replaced lies in the first of these steps
 _TILE = 512  # frames at most that are fetched and written together
+
+_MEMORY = 64 * 2**20  # bytes that a kernel may take of a v5e's 128 MiB beside its arithmetic
 
 Snake = Callable[[Array, Array, Array], Array]  # x, rate, scale -> y
 
@@ -104,3 +107,42 @@ def _kernel(
     last = jax.lax.fori_loop(0, tile // _STEP, step, tuple(ref[...] for ref in kept_refs))
     for ref, frames in zip(kept_refs, last, strict=True):
         ref[...] = frames
+
+
+@partial(jax.jit, static_argnames=("dilation", "interpret"))
+def convolve(x: Array, kernel: Array, bias: Array, dilation: int, interpret: bool = False) -> Array:
+    """x [T, R, W], kernel [K, W, C], bias [1, C] -> [T - (K - 1) dilation, R, C]; R must be a multiple of 8."""
+    (T, R, W), (K, _, C) = x.shape, kernel.shape
+    span = (K - 1) * dilation
+    tile = max(64, pl.cdiv(span, 16) * 16)
+    after = 16 if span <= 16 and tile % 16 == 0 else tile  # frames of the next tile that come with each
+    width, last = min(C, 128), (T - 1) // after
+    return pl.pallas_call(
+        partial(_convolve, dilation=dilation),
+        out_shape=jax.ShapeDtypeStruct((T - span, R, C), x.dtype),
+        grid=(pl.cdiv(R, 8), pl.cdiv(C, width), pl.cdiv(T - span, tile)),
+        in_specs=[
+            pl.BlockSpec((K, W, width), lambda r, c, t: (0, 0, c)),
+            pl.BlockSpec((1, width), lambda r, c, t: (0, c)),
+            pl.BlockSpec((tile, 8, W), lambda r, c, t: (t, r, 0)),
+            pl.BlockSpec((after, 8, W), lambda r, c, t: (jnp.minimum((t + 1) * (tile // after), last), r, 0)),
+        ],
+        out_specs=pl.BlockSpec((tile, 8, width), lambda r, c, t: (t, r, c)),
+        scratch_shapes=[pltpu.VMEM((tile + after, 8, W), x.dtype)],
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_MEMORY),
+        interpret=interpret,
+        name="convolution",
+    )(kernel, bias, x, x)
+
+
+def _convolve(
+    kernel_ref: Any, bias_ref: Any, x_ref: Any, after_ref: Any, y_ref: Any, heard: Any, dilation: int
+) -> None:
+    """A tile of y: one product per tap, added up in float32."""
+    tile, R, W = x_ref.shape
+    heard[:tile], heard[tile:] = x_ref[...], after_ref[...]
+    y = jnp.broadcast_to(bias_ref[...].astype(jnp.float32), (tile * R, y_ref.shape[2]))
+    for k in range(len(kernel_ref)):
+        x = heard[k * dilation : k * dilation + tile].reshape(tile * R, W)
+        y += jnp.dot(x, kernel_ref[k], preferred_element_type=jnp.float32)
+    y_ref[...] = y.reshape(y_ref.shape).astype(y_ref.dtype)
