@@ -28,6 +28,9 @@ SPEECH_RATE = 16000  # Hz: w2v-BERT and CAMPPlus
 # of 8 bits and a rest. The products of the leading parts are exact in float32 (their sums stay below 2^24).
 
 
+_BLOCK = 64  # frames transformed at once
+
+
 class _Parts(NamedTuple):
     coarse: Any  # multiples of the grid
     middle: Any  # multiples of the grid / 256
@@ -49,7 +52,20 @@ def _transform(linear: np.ndarray, n_fft: int) -> _Parts:
 
 
 def _power(frames: Array, transform: _Parts) -> Array:
-    """|spectrum|² of frames [B, F, frame] -> [B, F, K], exact to some 1e-13 of the loudest amplitude."""
+    """|spectrum|² of frames [B, F, frame] -> [B, F, K], exact to some 1e-13 of the loudest amplitude.
+
+    Block by block: a TPU's compiler writes the products out for all frames that it is given at once, and takes three to
+    ten times as long for it.
+    """
+    B, F, size = frames.shape
+    blocks = -(-B * F // _BLOCK)
+    rows = jnp.pad(frames.reshape(B * F, size), ((0, blocks * _BLOCK - B * F), (0, 0)))
+    power = jax.lax.map(partial(_power_of_block, transform=transform), rows.reshape(blocks, _BLOCK, size))
+    return power.reshape(blocks * _BLOCK, -1)[: B * F].reshape(B, F, -1)
+
+
+def _power_of_block(frames: Array, transform: _Parts) -> Array:
+    """`_power` of frames [F, frame] -> [F, K]."""
     peak = jax.lax.stop_gradient(jnp.maximum(jnp.abs(frames).max(axis=-1, keepdims=True), 2.0**-64))
     parts = _split(frames, jax.lax.reduce_precision(peak, 8, 0) / 64)  # a power of two: the peak is 48 to 96
     first = _matmul(parts.coarse, transform.coarse)
@@ -61,7 +77,7 @@ def _power(frames: Array, transform: _Parts) -> Array:
 
 
 def _matmul(x: Array, matrix: np.ndarray) -> Array:
-    return jnp.einsum("bfi,ij->bfj", x, matrix.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("...fi,ij->...fj", x, matrix.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def _frames(samples: Array, size: int, hop: int) -> Array:

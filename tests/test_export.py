@@ -105,7 +105,19 @@ WALK = {
     Access("decoding.winners", "gather", 2, 1): Note(2, "code and parent of one beam per row, once per sentence"),
     Access("decoding.winners", "scatter", 1, 2): Note(1, "that code of every row"),
 }
+
+
+def _spectrum(frame: int, bins: int) -> dict[Access, Note]:
+    return {
+        Access("features._power", "dynamic_slice", 1, 64 * frame): Note(1, "a block of 64 whole frames"),
+        Access("features._power", "dynamic_update_slice", 1, 64 * bins): Note(1, "their spectra"),
+    }
+
+
 LOOPS = {
+    "features.campplus_features": _spectrum(400, 257),
+    "features.mel": _spectrum(1024, 513),
+    "features.w2vbert_features": _spectrum(400, 257),
     "conditioner.emotion_vector": {
         Access("conditioner.Subsample", "dynamic_slice", 1, 18774): Note(1, "a block: the inputs of seven features"),
         Access("conditioner.Subsample", "dynamic_slice", 1, 1835008): Note(1, "a block: their weights"),

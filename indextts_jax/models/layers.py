@@ -1,7 +1,7 @@
 """What two or more components share: precision, how inputs enter, masks, edges of padded rows, norms, attention.
 
-Products run in the dtype of the weights, and those of float32 weights in full float32, whatever JAX's global setting
-says. Norms, scores and softmax are float32 in any case.
+Products run in the dtype of the weights, int8 ones in that of their inputs, and those of float32 weights in full
+float32, whatever JAX's global setting says. Norms, scores and softmax are float32 in any case.
 
 Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head width.
 """
