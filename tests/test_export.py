@@ -131,10 +131,9 @@ LOOPS = {
     "decoding.decode": STEPS | WALK,
     "s2mel.solve": {
         Access("s2mel.euler", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
-        Access("layers._attend_in_parts", "dynamic_slice", 1, 1): Note(13, "the number of a row, once per layer"),
-        Access("layers._attend_in_parts", "dynamic_slice", 1, 640): Note(13, "what a row sees"),
-        Access("layers._attend_in_parts", "dynamic_slice", 1, 327680): Note(39, "queries, keys and values of a row"),
-        Access("layers._attend_in_parts", "dynamic_update_slice", 1, 327680): Note(13, "its result to its place"),
+        Access("layers._attend_by_part", "dynamic_slice", 1, 163840): Note(39, "queries, keys and values of a head"),
+        Access("layers._attend_by_part", "dynamic_slice", 1, 2560): Note(13, "what the rows see"),
+        Access("layers._attend_by_part", "dynamic_update_slice", 1, 163840): Note(13, "its result to its place"),
         Access("layers.pad_edges", "gather", 8, 512): Note(8, "two mirrored frames per row and WaveNet layer"),
     },
     "qwen3.generate": {

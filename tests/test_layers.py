@@ -1,7 +1,5 @@
 """Edges, masks, norms and attention against their definitions, written row by row in numpy."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,9 +155,11 @@ def test_what_is_hidden_has_no_weight_at_all():
 
 @pytest.mark.parametrize("mask", [None, (2, 1, 1, 9), (1, 1, 7, 9), (2, 3, 7, 9), (1, 3, 1, 9)])
 @pytest.mark.parametrize("bias", [None, (2, 3, 7, 9), (1, 1, 7, 9)])
-@pytest.mark.parametrize("axes", [1, 2])
-def test_parts_one_after_another_are_all_at_once(mask, bias, axes):
-    """What long rows take on a CPU (heads) and a TPU (rows), with its gradient; masks and biases of every form."""
+@pytest.mark.parametrize("near", [None, 200, 2**24])
+def test_parts_one_after_another_are_all_at_once(monkeypatch, mask, bias, near):
+    """What long rows take on a CPU (None) and a TPU, which holds `near` scores; masks and biases of every form."""
+    monkeypatch.setattr(layers, "NEAR", near)
+    by_part = layers._attend_by_part if near else layers._attend_by_head
     q, k, v = jnp.asarray(normal(0, 2, 7, 3, 4)), jnp.asarray(normal(1, 2, 9, 3, 4)), jnp.asarray(normal(2, 2, 9, 3, 5))
     seen = None if mask is None else jnp.asarray(normal(3, *mask) > -0.5)
     more = None if bias is None else jnp.asarray(normal(4, *bias))
@@ -171,7 +171,7 @@ def test_parts_one_after_another_are_all_at_once(mask, bias, axes):
 
         return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
 
-    whole, each = run(layers._attend), run(partial(layers._attend_in_parts, axes=axes))
+    whole, each = run(layers._attend), run(by_part)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(each), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 

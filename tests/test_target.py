@@ -171,7 +171,7 @@ def test_decoding_fits_and_pads_nothing():
     }
     figures = target.read(program, chips.CHIPS["v5e"], setting)
     step = max(loop["estimate_s"] for loop in figures["loops"] if loop["times"] == setting.codes)
-    assert step < 14e-3
+    assert step < 27e-3
 
 
 @pytest.mark.slow
@@ -187,8 +187,9 @@ def test_the_flow_scatters_nothing_and_keeps_its_scores_near():
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize(("stage", "depth"), [("decoding", 2), ("flow", 1)])
-def test_a_batch_on_four_chips_exchanges_nothing_in_its_loops(stage, depth):
-    """Decoding asks once per chunk of steps whether all rows are done: a number."""
+@pytest.mark.parametrize("stage", ["decoding", "flow"])
+def test_a_batch_on_four_chips_exchanges_nothing_in_its_loops(stage):
+    """The flow sharded by its inputs alone; decoding as each chip's own loop."""
     _, program = compile_for_tpu(stage, Setting("bfloat16", batch=8, codes=128), count=4)
-    assert not kinds(program, depth) & set(hlo.COLLECTIVES)
+    assert "convolution" in kinds(program, depth=1)
+    assert not kinds(program, depth=1) & set(hlo.COLLECTIVES)

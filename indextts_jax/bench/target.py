@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -73,8 +73,13 @@ def compiled(program: Program, mesh: Mesh, platform: str, batch: int) -> tuple[A
     arguments = tuple(
         jax.tree.map(whole if isinstance(argument, dict) else place, argument) for argument in program.arguments
     )  # weights are dictionaries
-    keywords = jax.tree.map(place, program.keywords)
-    traced = program.function.trace(*arguments, **keywords)
+    keywords, function = jax.tree.map(place, program.keywords), program.function
+    if mesh.size > 1 and program.stage == "decoding":  # it goes on row by row: each chip with its own rows
+        cfg = arguments[1]
+        parts = {"in_specs": (_ALL, _ROWS, _ALL, _ALL), "out_specs": _ROWS}
+        own = jax.shard_map(lambda params, *rest: decoding.advance(params, cfg, *rest), mesh=mesh, **parts)
+        function, arguments = jax.jit(own, donate_argnums=1), (arguments[0], *arguments[2:])
+    traced = function.trace(*arguments, **keywords)
     return traced, traced.lower(lowering_platforms=(platform,)).compile()
 
 
@@ -95,7 +100,8 @@ def _figures(program: Program, chip: Chip, setting: Setting, mesh: Mesh) -> dict
         "peak_bytes": memory.peak_memory_in_bytes, "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
     }  # fmt: skip
-    return figures | read(hlo.Program(executable.as_text()), chip, setting)
+    own = replace(setting, batch=max(1, setting.batch // mesh.size))
+    return figures | read(hlo.Program(executable.as_text()), chip, own)
 
 
 def _steps(program: Program, setting: Setting) -> int:
@@ -129,7 +135,7 @@ def read(program: hlo.Program, chip: Chip, setting: Setting) -> dict[str, Any]:
             alike[1:] = alike[1] + 1, alike[2] + times * seconds
             if one.operation.removesuffix("-start") in hlo.COLLECTIVES:
                 collectives["inside" if loop.trips and loop.path else "outside"] += 1
-            if chip.clock and one.cycles is None and kind in ("scatter", "gather", "sort"):
+            if chip.clock and one.cycles is None and kind in ("scatter", "gather", "sort", "tpu_custom_call"):
                 unknown[kind] += 1
         if loop.path:
             loops.append({

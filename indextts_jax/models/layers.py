@@ -6,10 +6,9 @@ float32, whatever JAX's global setting says. Norms, scores and softmax are float
 Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head width.
 """
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -224,6 +223,7 @@ class RMSNorm(nn.Module):
 
 
 LARGE = 2**18  # scores of one head; from here on they are computed part by part, so that they stay near
+NEAR = 2**24  # scores of a part that a TPU's core holds
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None) -> Array:
@@ -236,8 +236,8 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array 
     if q.shape[2] * k.shape[2] < LARGE:
         y = _attend(q, k, v, mask, bias)
     else:
-        by_head, by_row = partial(_attend_in_parts, axes=2), partial(_attend_in_parts, axes=1)
-        y = jax.lax.platform_dependent(q, k, v, mask, bias, cpu=by_head, tpu=by_row, default=_attend)
+        each = {"cpu": _attend_by_head, "tpu": _attend_by_part}
+        y = jax.lax.platform_dependent(q, k, v, mask, bias, default=_attend, **each)
     return jnp.swapaxes(y, 1, 2)
 
 
@@ -252,29 +252,54 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None
     return jnp.einsum("...qk,...kh->...qh", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
-def _attend_in_parts(
-    q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, axes: Literal[1, 2]
-) -> Array:
-    """`_attend` for one row after another, or with two axes for one head of one row: a part's scores stay in the cache
-    of a CPU or in the core of a TPU. On a CPU half the time.
-    """
-    sizes = q.shape[:axes]
+def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
+    """`_attend` for one head of one row after another, so that the scores stay in a CPU's cache: half the time."""
+    B, N = q.shape[:2]
 
     def part(x: Array | None, i: Array) -> Array | None:
-        """The part of mask or bias; an axis of size 1 is shared."""
+        """The part of mask or bias for row i // N and head i % N; an axis of size 1 is shared."""
         if x is None:
             return None
-        for at in jnp.unravel_index(i, sizes):
+        for at in (i // N, i % N):
             x = jax.lax.dynamic_index_in_dim(x, at if x.shape[0] > 1 else 0, keepdims=False)
         return x
 
-    def one(parts: tuple[Array, ...]) -> Array:
-        i, q, k, v = parts
+    def one(head: tuple[Array, ...]) -> Array:
+        i, q, k, v = head
         return _attend(q, k, v, part(mask, i), part(bias, i))
 
-    parts = (x.reshape(-1, *x.shape[axes:]) for x in (q, k, v))
-    y = jax.lax.map(one, (jnp.arange(math.prod(sizes)), *parts))
-    return y.reshape(*sizes, *y.shape[1:])
+    heads = (x.reshape(B * N, *x.shape[2:]) for x in (q, k, v))
+    y = jax.lax.map(one, (jnp.arange(B * N), *heads))
+    return y.reshape(B, N, *y.shape[1:])
+
+
+def _attend_by_part(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
+    """`_attend` for one head of all rows after another, with few rows for all its queries, else for blocks of them: the
+    scores stay in a TPU's core. Not for one row after another, which may lie on different chips.
+    """
+    B, N, Q = q.shape[:3]
+    block = 2 ** max(3, (NEAR // (B * k.shape[2])).bit_length() - 1)
+    blocks = -(-Q // block)
+    if blocks == 1:
+        block = Q
+
+    def part(x: Any, head: Array, block_at: Array) -> Any:
+        """The part [B or 1, block or 1, ...] of what lies as [B or 1, N or 1, Q or 1, ...]."""
+        if x is None:
+            return None
+        x = jax.lax.dynamic_index_in_dim(x, head if x.shape[1] > 1 else 0, axis=1, keepdims=False)
+        if x.shape[1] == 1 or blocks == 1:
+            return x
+        x = jnp.pad(x, ((0, 0), (0, blocks * block - Q), *((0, 0),) * (x.ndim - 2)))
+        return jax.lax.dynamic_slice_in_dim(x, block_at * block, block, axis=1)
+
+    def one(i: Array) -> Array:
+        head, at = i // blocks, i % blocks
+        keys, values = (jax.lax.dynamic_index_in_dim(x, head, axis=1, keepdims=False) for x in (k, v))
+        return _attend(part(q, head, at), keys, values, part(mask, head, at), part(bias, head, at))
+
+    y = jax.lax.map(one, jnp.arange(N * blocks))  # [N * blocks, B, block, H]
+    return y.reshape(N, blocks, B, block, -1).transpose(2, 0, 1, 3, 4).reshape(B, N, blocks * block, -1)[:, :, :Q]
 
 
 def attend_cached(q: Array, blocks: Sequence[tuple[Array, Array]], mask: Array) -> Array:
