@@ -87,12 +87,13 @@ def programs(
 
     shapes: of the parameters of a component, by its name and configuration. platform: where they run (default: here).
     """
-    params = _parameters(cfg, dtype, shapes)
+    platform = platform or jax.devices()[0].platform
+    params = _parameters(cfg, dtype, shapes, platform)
     found: dict[tuple[str, str], Program] = {}
     for program in (
         *_listen(cfg, params, uses),
         *_draw(cfg, params, options, uses),
-        *_render(cfg, params, options, uses, platform or jax.devices()[0].platform),
+        *_render(cfg, params, options, uses, platform),
     ):
         found.setdefault((program.stage, program.shape), program)
     return list(found.values())
@@ -134,8 +135,13 @@ def ahead(
         thread.join()
 
 
-def _parameters(cfg: Config, dtype: Any, shapes: Callable[[str, Any], Any]) -> dict[str, Any]:
-    return {name: _placed(models.cast(name, shapes(name, getattr(cfg, name)), dtype)) for name in models.COMPONENTS}
+def _parameters(
+    cfg: Config, dtype: Any, shapes: Callable[[str, Any], Any], platform: str | None = None
+) -> dict[str, Any]:
+    return {
+        name: _placed(models.cast(name, shapes(name, getattr(cfg, name)), dtype, platform))
+        for name in models.COMPONENTS
+    }
 
 
 def struct(shape: tuple[int, ...], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:

@@ -52,8 +52,10 @@ def test_the_product_is_that_of_the_weights_it_stands_for(shape, outputs):
     params = {"weight": weight, "scale": scale}
     with layers.precision_of(params):
         y = layers.multiply(x, params)
-        whole = layers._multiply_whole(x.reshape(-1, 96), weight) * scale[None]  # as on an accelerator
-    for ours in (y, whole.reshape(y.shape)):
+        rows = x.reshape(-1, 96)
+        forms = (layers._multiply_whole, layers._multiply_in_parts, layers._multiply_in_blocks)
+        each = [(form(rows, weight) * scale[None]).reshape(y.shape) for form in forms]
+    for ours in (y, *each):
         assert ours.dtype == jnp.float32
         assert relative(ours, exact) <= 1e-6
     half = layers.multiply(x.astype(jnp.bfloat16), params)
@@ -92,7 +94,7 @@ def test_no_wide_weights_are_kept_for_the_steps_of_a_loop():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_codes_are_those_of_the_weights_it_stands_for(dtype, monkeypatch):
     """Prefill, steps and beams, under strict promotion; all else in `dtype`."""
-    monkeypatch.setattr(models, "default_dtype", lambda: dtype)
+    monkeypatch.setattr(models, "default_dtype", lambda _=None: dtype)
     params = models.cast("gpt", parameters("gpt", GPT), "int8")
     assert models.precision({"gpt": params}) == f"int8, {dtype}"
     rng, texts = np.random.default_rng(2), np.array([[5, 9, 3]], np.int32)

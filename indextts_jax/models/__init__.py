@@ -24,17 +24,17 @@ OPTIONAL = ("qwen3",)  # what a model may lack, and what is loaded only when it 
 _WIDE = re.compile(r"(\w+_)?norm(_\d+)?|depthwise|activation(_\d+)?|statistics|prototypes")
 
 
-def default_dtype() -> str:
+def default_dtype(platform: str | None = None) -> str:
     """What weights and computation are in unless asked otherwise: float32 on a CPU, bfloat16 on GPU and TPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
-def computing(dtype: Any) -> jnp.dtype:
+def computing(dtype: Any, platform: str | None = None) -> jnp.dtype:
     """In what a model computes whose weights are asked for in `dtype`: int8 is for some of them alone."""
-    return jnp.dtype(default_dtype() if jnp.dtype(dtype) == jnp.int8 else dtype)
+    return jnp.dtype(default_dtype(platform) if jnp.dtype(dtype) == jnp.int8 else dtype)
 
 
-def dtypes(component: str, like: Any, dtype: Any) -> Any:
+def dtypes(component: str, like: Any, dtype: Any, platform: str | None = None) -> Any:
     """The dtype of each parameter of a component whose weights are in `dtype`; `like` is a tree of its structure.
 
     With int8, it is that of the matrices of the GPT's decoder and of its head, which every step of decoding reads.
@@ -45,7 +45,7 @@ def dtypes(component: str, like: Any, dtype: Any) -> Any:
         if _WIDE.fullmatch(holder):
             return jnp.dtype(jnp.float32)
         narrow = component == "gpt" and name == "weight"
-        return jnp.dtype(dtype) if narrow else computing(dtype)
+        return jnp.dtype(dtype) if narrow else computing(dtype, platform)
 
     return jax.tree_util.tree_map_with_path(one, like)
 
@@ -61,10 +61,13 @@ def kept(path: tuple[str, ...], leaf: Any, dtype: jnp.dtype) -> dict[tuple[str, 
     return {path: leaf}
 
 
-def cast(component: str, params: Any, dtype: Any) -> Any:
-    """Float32 parameters of one component, arrays or their shapes, as they are where its weights are in `dtype`."""
+def cast(component: str, params: Any, dtype: Any, platform: str | None = None) -> Any:
+    """Float32 parameters of one component, arrays or their shapes, as they are where its weights are in `dtype`.
+
+    platform: where they are used (default: here).
+    """
     leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(params))
-    kinds: dict[tuple[str, ...], Any] = dict(flatten_dict(dtypes(component, params, dtype)))
+    kinds: dict[tuple[str, ...], Any] = dict(flatten_dict(dtypes(component, params, dtype, platform)))
     found = [kept(path, leaf, kinds[path]) for path, leaf in leaves.items()]
     return unflatten_dict({path: leaf for part in found for path, leaf in part.items()})
 
