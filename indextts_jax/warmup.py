@@ -261,7 +261,12 @@ def _flow(
     for width, place in ((own.mels, False), (own.content, True)):
         first, second, both = (struct((batch, n, width), dtype) for n in (prompt, frames, T))
         parts = first, lengths, _placed(second) if place else second, T
-        yield Program("joining prompt and target", f"{first} {second} {T}", parts, {})
+        yield Program(
+            "joining prompt and target",
+            f"{batch} rows of {prompt} and {frames} frames, {width} wide, to {T}",
+            parts,
+            {},
+        )
         packed.append(_placed(both) if place else both)
     arguments = (
         params["s2mel"], own, struct((batch, frames, own.mels)), *packed,

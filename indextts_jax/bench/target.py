@@ -31,6 +31,8 @@ from indextts_jax.warmup import Program
 
 LARGEST = 5  # instructions of a stage that are named
 CODE_SECONDS = 256 * s2mel.FRAMES_PER_CODE / 22050
+# What goes on row by row, or has kernels that are not shared out by jit: each chip runs it for its own rows.
+ROW_BY_ROW = ("decoding", "BigVGAN")
 _ROWS, _ALL = PartitionSpec("rows"), PartitionSpec()
 
 
@@ -74,13 +76,20 @@ def compiled(program: Program, mesh: Mesh, platform: str, batch: int) -> tuple[A
         jax.tree.map(whole if isinstance(argument, dict) else place, argument) for argument in program.arguments
     )  # weights are dictionaries
     keywords, function = jax.tree.map(place, program.keywords), program.function
-    if mesh.size > 1 and program.stage == "decoding":  # it goes on row by row: each chip with its own rows
-        cfg = arguments[1]
-        parts = {"in_specs": (_ALL, _ROWS, _ALL, _ALL), "out_specs": _ROWS}
-        own = jax.shard_map(lambda params, *rest: decoding.advance(params, cfg, *rest), mesh=mesh, **parts)
-        function, arguments = jax.jit(own, donate_argnums=1), (arguments[0], *arguments[2:])
+    if mesh.size > 1 and program.stage in ROW_BY_ROW:
+        params, cfg, *rest = arguments
+        whole_function, donated = program.function, (1,) if program.stage == "decoding" else ()
+        own = jax.shard_map(
+            lambda params, *rest: whole_function(params, cfg, *rest), mesh=mesh, out_specs=_ROWS, check_vma=False,
+            in_specs=(_ALL, *(_ROWS if _has_rows(argument, batch) else _ALL for argument in rest)),
+        )  # fmt: skip
+        function, arguments = jax.jit(own, donate_argnums=donated), (params, *rest)
     traced = function.trace(*arguments, **keywords)
     return traced, traced.lower(lowering_platforms=(platform,)).compile()
+
+
+def _has_rows(argument: Any, batch: int) -> bool:
+    return any(leaf.ndim and leaf.shape[0] == batch for leaf in jax.tree.leaves(argument))
 
 
 def _figures(program: Program, chip: Chip, setting: Setting, mesh: Mesh) -> dict[str, Any]:

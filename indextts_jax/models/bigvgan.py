@@ -411,7 +411,8 @@ def init(cfg: BigVGANConfig, key: Array) -> dict:
 def vocode(params: dict, cfg: BigVGANConfig, mel: Array, lengths: Array) -> Array:
     """The waveform of a log-mel: [B, T, M], lengths [B] frames -> [B, T * hop] float32 within ±1.
 
-    A row's samples past lengths * hop are zero. Reference: indextts/s2mel/modules/bigvgan/bigvgan.py.
+    A row's samples past lengths * hop are zero. On TPUs it has kernels, which jit alone does not share out among chips:
+    there a batch on several chips is for jax.shard_map. Reference: indextts/s2mel/modules/bigvgan/bigvgan.py.
     """
     samples = apply(Generator(cfg), params, enter(mel, lengths, params), lengths)
     return zero_padding(samples[:, :, None], lengths * cfg.hop)[:, :, 0]
