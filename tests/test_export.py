@@ -82,7 +82,11 @@ STEPS = {
     Access("decoding.candidates", "gather", 12, 1): Note(2, "the scores and codes of 6 continuations per row"),
     Access("decoding._decide", "sort", 2, 6): Note(1, "which of 6 continuations go on"),
     Access("decoding._decide", "gather", 6, 1): Note(3, "score, parent and code of each beam"),
-    Access("decoding._decide", "scatter", 2, 3): Note(3, "the trace: three numbers per row"),
+    Access("decoding.advance", "dynamic_update_slice", 1, 6): Note(
+        3, "what is added to the trace: stacked by the scan"
+    ),
+    Access("decoding.advance", "dynamic_update_slice", 1, 2): Note(1, "to which place of each row's"),
+    Access("decoding.advance", "scatter", 32, 3): Note(3, "the trace of 16 steps, once for all of them"),
     # Once per 16 steps and row: the slots of these steps behind those before them.
     Access("decoding._settle", "sort", 1, 2): Note(1, "which rows reach into a block: a number per row"),
     Access("decoding._settle", "dynamic_slice", 1, 1): Note(3, "the row, and where its slots begin: a number each"),
@@ -132,6 +136,7 @@ LOOPS = {
     "s2mel.solve": {
         Access("s2mel.euler", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
         Access("layers._attend_by_part", "dynamic_slice", 1, 163840): Note(39, "queries, keys and values of a head"),
+        Access("layers._attend_by_part", "dynamic_slice", 1, 1): Note(13, "the number of a head, once per layer"),
         Access("layers._attend_by_part", "dynamic_slice", 1, 2560): Note(13, "what the rows see"),
         Access("layers._attend_by_part", "dynamic_update_slice", 1, 163840): Note(13, "its result to its place"),
         Access("layers.pad_edges", "gather", 8, 512): Note(8, "two mirrored frames per row and WaveNet layer"),
@@ -165,9 +170,11 @@ PARTIAL = {
 
 
 def jitted() -> dict[str, Any]:
-    """Every jitted function of the package by name."""
+    """Every jitted function of the package by name, but kernels, which lie within others and are for one platform."""
     found = {}
     for module in pkgutil.walk_packages(indextts_jax.__path__, "indextts_jax."):
+        if module.name.endswith("_kernel"):
+            continue
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, jax.stages.Wrapped):
                 found[name(value)] = value
@@ -336,6 +343,7 @@ def custom_calls(program: Call) -> set[str]:
 
 # What is used in float32 and lies in bfloat16 all the same.
 NARROW = {
+    (1280,): "the GPT's norms: in float32, a TPU's compiler fetches neither weights nor cache ahead of their use",
     (8194,): "the bias of the GPT's head, whose dtype is that of the head: one for all layers",
     (8192, 8): "RepCodec's codebook, whose rows are also looked up in bfloat16; once per recording",
 }

@@ -225,8 +225,10 @@ def test_what_is_not_finite_is_no_speech(model, voice):
     broken = voice._replace(style=np.full_like(voice.style, np.nan))
     with pytest.raises(ValueError, match="stage mel of segment 1 of 1 gave NaN"):
         speak(model, "One small test.", broken, options=options)
+    weights = jax.tree.map(lambda leaf: leaf * np.nan, model.params["bigvgan"])
+    damaged = replace(model, params={**model.params, "bigvgan": weights})
     with pytest.raises(ValueError, match="stage vocode of segment 1 of 1 gave NaN"):
-        speak(model, "One small test.", voice, given=[Given(mel=np.full((20, 80), 1e38))])
+        speak(damaged, "One small test.", voice, given=[Given(mel=np.zeros((20, 80)))])
 
 
 SENTENCES = (

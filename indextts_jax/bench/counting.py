@@ -11,7 +11,7 @@ def products(jaxpr: Any, trips: int = 1) -> float:
     """Floating-point operations of all matrix products and convolutions of a traced program, scans included.
 
     trips: how often the body of a while loop runs; of a conditional the longest branch counts, of forms for several
-    platforms the shortest. Everything else (norms, activations, sums of shifted slices) is not counted.
+    platforms the default. Everything else (norms, activations, sums of shifted slices) is not counted.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -25,8 +25,10 @@ def products(jaxpr: Any, trips: int = 1) -> float:
             total += 2 * math.prod(out[0].shape) * math.prod(kernel) / kernel[features]
         times = {"scan": equation.params.get("length", 1), "while": trips}.get(name, 1)
         inner = [products(part, trips) for value in equation.params.values() for part in jaxprs(value)]
-        choice = min if equation.params.get("branches_platforms") else max
-        total += times * (choice(inner) if name == "cond" else sum(inner))
+        if name == "cond":
+            platforms = equation.params.get("branches_platforms") or ()
+            inner = [inner[platforms.index(None)] if None in platforms else max(inner)]
+        total += times * sum(inner)
     return total
 
 
