@@ -63,33 +63,31 @@ def measure(
 def compiled(program: Program, mesh: Mesh, platform: str, batch: int) -> tuple[Any, Any]:
     """A program for the devices of a mesh, the rows of a batch shared out among them: as traced and as compiled."""
 
-    def place(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        rows = mesh.size > 1 and leaf.ndim > 0 and leaf.shape[0] == batch
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, _ROWS if rows else _ALL))
+    def rows(leaf: Any) -> bool:
+        return mesh.size > 1 and leaf.ndim > 0 and leaf.shape[0] == batch
 
-    def whole(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, _ALL))
+    def placed(argument: Any) -> Any:
+        def one(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                return leaf
+            spec = _ROWS if rows(leaf) and not isinstance(argument, dict) else _ALL  # weights are dictionaries
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    arguments = tuple(
-        jax.tree.map(whole if isinstance(argument, dict) else place, argument) for argument in program.arguments
-    )  # weights are dictionaries
-    keywords, function = jax.tree.map(place, program.keywords), program.function
+        return jax.tree.map(one, argument)
+
+    arguments = tuple(map(placed, program.arguments))
+    keywords = {name: placed(argument) for name, argument in program.keywords.items()}
+    function = program.function
     if mesh.size > 1 and program.stage in ROW_BY_ROW:
         params, cfg, *rest = arguments
-        whole_function, donated = program.function, (1,) if program.stage == "decoding" else ()
         own = jax.shard_map(
-            lambda params, *rest: whole_function(params, cfg, *rest), mesh=mesh, out_specs=_ROWS, check_vma=False,
-            in_specs=(_ALL, *(_ROWS if _has_rows(argument, batch) else _ALL for argument in rest)),
+            lambda params, *rest: program.function(params, cfg, *rest), mesh=mesh, out_specs=_ROWS, check_vma=False,
+            in_specs=(_ALL, *(_ROWS if any(map(rows, jax.tree.leaves(part))) else _ALL for part in rest)),
         )  # fmt: skip
-        function, arguments = jax.jit(own, donate_argnums=donated), (params, *rest)
+        function = jax.jit(own, donate_argnums=(1,) if program.stage == "decoding" else ())
+        arguments = (params, *rest)
     traced = function.trace(*arguments, **keywords)
     return traced, traced.lower(lowering_platforms=(platform,)).compile()
-
-
-def _has_rows(argument: Any, batch: int) -> bool:
-    return any(leaf.ndim and leaf.shape[0] == batch for leaf in jax.tree.leaves(argument))
 
 
 def _figures(program: Program, chip: Chip, setting: Setting, mesh: Mesh) -> dict[str, Any]:
@@ -101,7 +99,8 @@ def _figures(program: Program, chip: Chip, setting: Setting, mesh: Mesh) -> dict
     took, memory = time.process_time() - begin, executable.memory_analysis()
     jaxpr, steps = traced.jaxpr.jaxpr, _steps(program, setting)
     chunks = -(-setting.codes // decoding.CHUNK)
-    flops = counting.products(jaxpr, chunks) / mesh.size
+    shared = 1 if program.stage in ROW_BY_ROW else mesh.size  # those are counted for one chip as it is
+    flops = counting.products(jaxpr, chunks) / shared
     least = (max(steps, 1) * counting.read(jaxpr) + counting.size(program.result())) / mesh.size
     figures = {
         "compile_s": took, "steps": steps, "flops": flops,
