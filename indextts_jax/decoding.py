@@ -25,7 +25,7 @@ from indextts_jax import seeds
 from indextts_jax.errors import Error
 from indextts_jax.models import gpt
 from indextts_jax.models.gpt import GPTConfig, LayerCache, Prefix
-from indextts_jax.models.layers import valid
+from indextts_jax.models.layers import by_product, valid
 
 BLOCK = 256  # slots of the cache that lie together: it grows by whole blocks
 CHUNK = 16  # steps between two looks at whether rows have finished
@@ -441,8 +441,7 @@ def _permute(x: Array, order: Array) -> Array:
 
 def _permute_by_product(x: Array, order: Array) -> Array:
     """`_permute` for finite numbers, exact as well: a TPU moves slot by slot but multiplies fast."""
-    chosen = (jnp.arange(len(order))[:, None] == order[None]).astype(x.dtype)
-    return jnp.einsum("...s,sn->...n", x, chosen, precision="highest" if x.dtype == jnp.float32 else None)
+    return by_product("...s,sn->...n", x, jnp.arange(len(order))[:, None] == order[None])
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -153,10 +153,10 @@ MANY = 500  # pieces of a gather or scatter that are too many for a TPU, even on
 # Sizes in the products of the loops that fill no whole tile.
 PARTIAL = {
     ("layers.attend_cached", 48): "the slots of 16 steps with 3 beams",
-    ("layers._take_by_product", 1): "silence, once per step",
-    ("layers._take_by_product", 111): "frames, which are as many as there are",
-    ("layers._take_by_product", 127): "frames, which are as many as there are",
-    ("s2mel._turn_by_product", 64): "the width of a head, as it was trained",
+    ("layers.by_product", 1): "silence, once per step",
+    ("layers.by_product", 111): "frames, which are as many as there are",
+    ("layers.by_product", 127): "frames, which are as many as there are",
+    ("layers.by_product", 64): "the width of a head, as it was trained",
     ("layers.attend_cached", 64): "the width of a head, as it was trained",
     ("layers.multiply", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
     ("layers._attend", 64): "the width of a head, as it was trained",

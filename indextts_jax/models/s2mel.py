@@ -24,6 +24,7 @@ from indextts_jax.models.layers import (
     RMSNorm,
     apply,
     attend,
+    by_product,
     dtype_of,
     enter,
     pad_edges,
@@ -168,8 +169,7 @@ def _turn_by_product(x: Array) -> Array:
     H = x.shape[-1]
     swap = np.zeros((H, H), np.float32)
     swap[range(1, H, 2), range(0, H, 2)], swap[range(0, H, 2), range(1, H, 2)] = -1, 1
-    exact, swap = "highest" if x.dtype == jnp.float32 else None, jnp.asarray(swap, x.dtype)
-    return jnp.einsum("...g,gh->...h", x, swap, precision=exact, preferred_element_type=jnp.float32)
+    return by_product("...g,gh->...h", x, jnp.asarray(swap), jnp.float32)
 
 
 class AdaptiveNorm(nn.Module):
