@@ -408,6 +408,7 @@ class _Run:
                 lambda: interrupts.pending() is not None,
             )  # fmt: skip
             for result in spoken:
+                assert isinstance(result, Result)  # nothing is streamed
                 work: Work = result.request.tag
                 if work.take(result):
                     self._hand_over(self._finish, work)

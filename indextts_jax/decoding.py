@@ -469,6 +469,33 @@ def winners(cfg: GPTConfig, state: State) -> Codes:
     return Codes(codes, lengths, lengths < state.limits, scores)
 
 
+@partial(jax.jit, static_argnames="cfg")
+def agreed(cfg: GPTConfig, state: State) -> tuple[Array, Array]:
+    """The codes that a row will begin with, whatever wins: [B, C] int32, of which [B] are known.
+
+    With one beam all that are drawn; with more, those that all live beams and all hypotheses begin with: a winner is
+    one of the hypotheses or continues a live beam. Of rows that are done see `winners`.
+    """
+    trace, hypotheses, rows = state.trace, state.hypotheses, jnp.arange(state.done.shape[0])[:, None]
+    K = hypotheses.lengths.shape[1]
+    live = jnp.broadcast_to(jnp.arange(K)[None], hypotheses.beams.shape)
+    beams = jnp.concatenate([live, hypotheses.beams], axis=1)  # [B, 2 K], where each path ends
+    lengths = jnp.concatenate([jnp.broadcast_to(state.counts[:, None], live.shape), hypotheses.lengths], axis=1)
+    longest = state.counts.max()
+
+    def back(i: Array, walked: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        codes, beams, same = walked
+        step = longest - 1 - i
+        code, parent = (values[rows, step, beams] for values in (trace.codes, trace.parents))
+        inside, counts = step < lengths, lengths >= 0
+        one = inside.all(axis=1, where=counts) & (code == code[:, :1]).all(axis=1, where=counts)
+        return codes.at[:, step].set(code[:, 0]), jnp.where(inside, parent, beams), same.at[:, step].set(one)
+
+    codes = jnp.full_like(trace.codes[:, :, 0], cfg.stop_code)
+    codes, _, same = jax.lax.fori_loop(0, longest, back, (codes, beams, jnp.zeros(codes.shape, bool)))
+    return codes, jnp.cumprod(same, axis=1, dtype=jnp.int32).sum(axis=1)
+
+
 @partial(jax.jit, static_argnames=("cfg", "max_codes"))
 def decode(
     params: dict, cfg: GPTConfig, prefix: Prefix, keys: Array, sampling: Sampling, max_codes: int = 1500

@@ -15,7 +15,7 @@ import jax
 from indextts_jax import scheduling
 from indextts_jax.config import Config
 from indextts_jax.models import Params
-from indextts_jax.request import Request, Result
+from indextts_jax.request import Chunk, Request, Result
 from indextts_jax.scheduling import Usage
 
 
@@ -33,7 +33,7 @@ def run(
     tick: Callable[[], None] = lambda: None,
     usage: Usage | None = None,
     ending: Callable[[], bool] = lambda: False,
-) -> Iterator[Result]:
+) -> Iterator[Result | Chunk]:
     """Speak requests on several devices, which each have a copy of the parameters: as `scheduling.run`, in the order in
     which results are finished.
 

@@ -54,6 +54,7 @@ class Draw:
     max_codes: int
     retries: int = 0  # how often it is drawn again, with another key, when the limit cuts it or it stops at once
     tag: Any = None  # the caller's
+    due: int | None = None  # where somebody waits for more codes than these, before all are drawn: see `Drawing.known`
     attempts: int = 0  # made so far
     best: Drawn | None = None
     error: Error | None = None  # why it could not be drawn
@@ -129,7 +130,8 @@ class Drawing:
         # A row may be done as soon as it is admitted: if another waits, its place is given away at once.
         if not (self._waiting and done[list(self._places)].any()):
             before = counts
-            most = np.int32(1 if polls else CHUNKS)
+            listened = any(draw.due is not None for draw in self._places.values())
+            most = np.int32(1 if polls or listened else CHUNKS)
             state = decoding.advance(self._params, self._cfg, state, np.bool_(len(self._waiting) > 0), most)
             done, counts, filled = jax.device_get((state.done, state.counts, state.filled))
             chunks = -(-int((counts - before).max()) // CHUNK)
@@ -139,6 +141,18 @@ class Drawing:
                 state = self._with_room(state, counts, filled, done)
         self._state = state
         return self._finished(done)
+
+    def known(self) -> list[tuple[Draw, np.ndarray]]:
+        """The codes [C] that rows will begin with, of those that are being drawn and have more of them than are due."""
+        due = {row: draw.due for row, draw in self._places.items() if draw.due is not None}
+        if not due or self._state is None:
+            return []
+        counts, done = jax.device_get((self._state.counts, self._state.done))
+        if not any(counts[row] > least and not done[row] for row, least in due.items()):
+            return []
+        codes, lengths = jax.device_get(decoding.agreed(self._cfg, self._state))
+        rows = (row for row, least in due.items() if lengths[row] > least and not done[row])
+        return [(self._places[row], codes[row, : lengths[row]]) for row in rows]
 
     def _admit(self) -> list[Draw]:
         """Give free places to rows that wait: -> the first of them whose prefix cannot be made, if there is one."""

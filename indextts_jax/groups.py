@@ -20,7 +20,7 @@ from indextts_jax.config import Config
 from indextts_jax.drawing import Usage
 from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, s2mel
-from indextts_jax.render import _stacked, gather, second_pass, spoken_frames, target_frames, text_batch, to_mel
+from indextts_jax.render import TARGETS, _stacked, gather, rung, second_pass, spoken_frames, text_batch, to_mel
 from indextts_jax.request import Given, Request, Result
 
 FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
@@ -36,6 +36,7 @@ class Spoken:
     stopped: bool = True
     attempts: int = 0
     target: int = 0  # mel frames
+    stream: Any = None  # a `chunks.Stream`, where it is spoken in chunks
 
     @property
     def packed(self) -> int:
@@ -59,6 +60,7 @@ class Spoken:
             bucket(len(self.request.ids), buckets.TEXT),
             bucket(len(self.codes), buckets.CODES),
             bucket(len(self.request.voice.mel), buckets.PROMPT),
+            rung(len(self.codes), self.target),
             bucket(self.packed, buckets.FRAMES),
         )
 
@@ -160,14 +162,14 @@ class Groups:
         found = Result(row.request, row.codes, row.stopped, row.attempts, samples, mel if self._mels else None)
         for stage, array in (("mel", mel), ("vocode", samples)):
             if array is not None and not np.isfinite(array).all():
-                return found._replace(samples=None, mel=None, error=_spoilt(stage, row.request.name))
+                return found._replace(samples=None, mel=None, error=spoilt(stage, row.request.name))
         return found
 
     def _start(self, rows: Sequence[Spoken], size: int) -> None:
         """Hand a group to the device, padded to `size` rows."""
         rows = list(rows)
         if rows[0].given.mel is not None:
-            frames = bucket(rows[0].target, tuple(map(target_frames, buckets.CODES)))
+            frames = bucket(rows[0].target, TARGETS)
             mel, lengths = _stacked([rows[0].given.mel], frames)
             samples = bigvgan.vocode(self._params["bigvgan"], self._cfg.bigvgan, mel, lengths)
         else:
@@ -179,13 +181,14 @@ class Groups:
     def _render(self, rows: list[Spoken]) -> tuple[Array, Array]:
         params, cfg, requests = self._params, self._cfg, [row.request for row in rows]
         voices = gather([request.voice for request in requests])
-        rung = bucket(max(len(row.codes) for row in rows), buckets.CODES)
-        codes, lengths = _stacked([row.codes for row in rows], rung)
+        longest = bucket(max(len(row.codes) for row in rows), buckets.CODES)
+        codes, lengths = _stacked([row.codes for row in rows], longest)
         if all(row.given.latents is not None for row in rows):
-            latents = _stacked([row.given.latents for row in rows], rung)[0]
+            latents = _stacked([row.given.latents for row in rows], longest)[0]
         else:
             latents = second_pass(params, cfg, voices, *text_batch(cfg, [request.ids for request in requests]), codes)
-        frames = target_frames(rung)
+        frames = max(rung(len(row.codes), row.target) for row in rows)
+        targets = jnp.array([row.target for row in rows])
         noise = s2mel.noise(jnp.stack([request.keys[1] for request in requests]), frames, cfg.s2mel.mels)
         for i, row in enumerate(rows):
             if row.given.noise is not None:
@@ -193,11 +196,13 @@ class Groups:
         steps, guided = rows[0].programs
         guidance = np.array([request.options.guidance for request in requests], np.float32)
         packed = max(row.shapes[-1] for row in rows)
-        mel, targets = to_mel(params, cfg, voices, codes, lengths, latents, noise, steps, guidance, packed, guided)
+        mel, _ = to_mel(
+            params, cfg, voices, codes, lengths, latents, noise, steps, guidance, packed, guided, targets
+        )  # fmt: skip
         return mel, bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, targets)
 
 
-def _spoilt(stage: str, name: str) -> Error:
+def spoilt(stage: str, name: str) -> Error:
     """The error of a segment for which a stage gave what is no speech."""
     return Error(
         f"stage {stage} of {name} gave NaN or infinite numbers: look for such numbers in its voice, its emotion and "
@@ -260,7 +265,7 @@ def measure(cfg: Config, row: Spoken, codes: np.ndarray) -> None:
             f"the codes of {name} lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}"
         )
     row.codes = codes.astype(np.int32)
-    row.target = spoken_frames(len(codes))
+    row.target = row.request.frames or max(1, spoken_frames(len(codes), row.request.options.speed))
     need = (row.packed, cfg.s2mel.mels)
     if row.given.noise is not None and row.given.noise.shape != need:
         raise Error(

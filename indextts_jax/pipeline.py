@@ -91,6 +91,7 @@ def speak(
 
     found: dict[int, Result] = {}
     for result in scheduling.run(params, cfg, asked, batch, mels=True, tick=tick):
+        assert isinstance(result, Result)
         if result.error is not None:
             raise result.error
         found[id(result.request)] = result

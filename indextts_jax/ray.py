@@ -28,7 +28,7 @@ from indextts_jax.errors import Error, short
 from indextts_jax.hearing import Heard, Hearing
 from indextts_jax.manifest import Defaults, Item
 from indextts_jax.model import Model, load
-from indextts_jax.request import Request
+from indextts_jax.request import Request, Result
 
 Source = str | PathLike[str]
 _PATHS = ("voice", "emotion_audio", "glossary")
@@ -100,6 +100,7 @@ class Speaker:
                     row[name] = plain
         made = [_Row(id=None if row.get("id") is None else str(row["id"])) for row in given]
         for result in devices.run(self._params, self._cfg, self._requests(given, made), self._batch, True):
+            assert isinstance(result, Result)  # nothing is streamed
             work: Work = result.request.tag
             if work.take(result):
                 self._finish(work, made[work.item.line - 1])

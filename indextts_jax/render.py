@@ -19,6 +19,9 @@ from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, gpt, repcodec, s2mel
 from indextts_jax.voice import Voice
 
+# Every length of a target that programs are compiled for.
+TARGETS = tuple(int(codes * s2mel.FRAMES_PER_CODE) + 1 for codes in buckets.CODES)
+
 
 class Voices(NamedTuple):
     """Voices as a batch, the prompts padded at their ends."""
@@ -70,9 +73,15 @@ def target_frames(codes: int) -> int:
     return int(codes * s2mel.FRAMES_PER_CODE) + 1
 
 
-def spoken_frames(codes: int) -> int:
+def spoken_frames(codes: int, speed: float = 1.0) -> int:
     """The mel frames of so many codes, as `s2mel.target_lengths` has them: on the host, which waits for no device."""
-    return int(np.float32(codes) * np.float32(s2mel.FRAMES_PER_CODE))
+    return int(np.float32(codes) * np.float32(s2mel.FRAMES_PER_CODE) / np.float32(speed))
+
+
+def rung(codes: int, frames: int) -> int:
+    """To how many frames a target of so many is padded. What has its codes' own length has their rung."""
+    own = bucket(codes, buckets.CODES)
+    return target_frames(own) if frames == spoken_frames(codes) else bucket(frames, TARGETS)
 
 
 def _stacked(rows: Sequence[Any], longest: int) -> tuple[Array, Array]:
@@ -94,13 +103,15 @@ def second_pass(params: Params, cfg: Config, voices: Voices, texts: Array, lengt
 def to_mel(
     params: Params, cfg: Config, voices: Voices, codes: Array, lengths: Array, latents: Array, noise: Array,
     steps: int = 25, guidance: Any = 0.7, frames: int | None = None, guided: bool | None = None,
+    targets: Array | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Codes [B, C], lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B].
 
     `guidance` (a number, or one per row [B]), `guided`, and `frames` of prompt and target together: see `s2mel.flow`.
+    targets [B] int32, at most F: the lengths that are wanted (default: the codes' own).
     """
     embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, codes)
-    targets = s2mel.target_lengths(lengths)
+    targets = s2mel.target_lengths(lengths) if targets is None else targets
     content = s2mel.content(
         params["s2mel"], cfg.s2mel, embeddings, latents, lengths, frames=noise.shape[1], target_lengths=targets
     )
@@ -109,6 +120,33 @@ def to_mel(
         steps=steps, guidance=guidance, frames=frames, guided=guided,
     )  # fmt: skip
     return mel, targets
+
+
+def to_chunk(
+    params: Params, cfg: Config, voices: Voices, codes: Array, lengths: Array, latents: Array, noise: Array,
+    spoken: Array, heard: Array, starts: Array, ends: Array, steps: int = 25, guidance: Any = 0.7,
+    frames: int | None = None, guided: bool | None = None, whole: int | None = None,
+) -> Array:  # fmt: skip
+    """`to_mel` of the frames from `starts` to `ends` [B] alone, which continue what was spoken: -> [B, F, M].
+
+    codes [B, C], lengths [B] and latents [B, C, D] are all that are known, and `ends` the frames that they become;
+    noise [B, F, M] that of these frames. spoken [B, W, M], of which heard [B]: the log-mel before them, which the flow
+    hears after the voice's own. whole: to how many frames all of it is padded (default: `target_frames(C)`).
+    """
+    whole = whole or target_frames(codes.shape[1])
+    embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, codes)
+    # From the start of the segment: its norms run over all frames, so that parts by themselves would differ more.
+    content = s2mel.content(params["s2mel"], cfg.s2mel, embeddings, latents, lengths, frames=whole, target_lengths=ends)
+    before, own = s2mel.window(content, starts - heard, spoken.shape[1]), s2mel.window(content, starts, noise.shape[1])
+    length = voices.mel.shape[1] + spoken.shape[1]
+    prompt, prompt_content = (
+        s2mel.join(first, voices.lengths, second.astype(first.dtype), length)
+        for first, second in ((voices.mel, spoken), (voices.content, before))
+    )
+    return s2mel.flow(
+        params["s2mel"], cfg.s2mel, noise, own, ends - starts, prompt, prompt_content, voices.lengths + heard,
+        voices.style, steps=steps, guidance=guidance, frames=frames, guided=guided,
+    )  # fmt: skip
 
 
 def render(

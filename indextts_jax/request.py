@@ -34,6 +34,7 @@ class Options:
     steps: int = 25  # of the flow
     guidance: float = 0.7
     silence_ms: int = 200  # between segments
+    speed: float = 1.0  # 0.5 to 2: by how much faster than the codes say; they stay the same
     batch: int | None = None  # segments drawn side by side; None: 8 on a CPU, else what the device's memory holds
 
     def __post_init__(self) -> None:
@@ -46,10 +47,30 @@ class Options:
         ):
             if value < low:
                 raise Error(f"{name} is {value}, but must be at least {low}")
+        if not 0.5 <= self.speed <= 2:
+            raise Error(f"speed is {self.speed}, but must lie between 0.5 and 2")
         if not 0 <= self.guidance <= 100:
             raise Error(f"guidance is {self.guidance}, but must lie between 0 and 100")
         if self.retries and not self.sampling.sample:
             raise Error(f"retries is {self.retries}, but without sampling the same codes would come again")
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """When the sound of a segment is given while its codes are drawn, in chunks whose bounds depend on these alone."""
+
+    first_codes: int = 50  # of the first chunk; 50 are a second of speech
+    hop: int = 200  # the most codes of a chunk; each has as many as there were before it, up to this
+    context: int = 172  # mel frames, 86 a second: how much of what was spoken the flow hears again
+
+    def __post_init__(self) -> None:
+        for name, low in (("first_codes", 1), ("hop", 1), ("context", 0)):
+            if getattr(self, name) < low:
+                raise Error(f"{name} is {getattr(self, name)}, but must be at least {low}")
+
+    def after(self, codes: int) -> int:
+        """The bound that follows one."""
+        return codes + min(self.hop, max(self.first_codes, codes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +84,19 @@ class Request:
     given: Given = NOTHING
     name: str = "the segment"  # in messages
     tag: Any = None  # the caller's
+    frames: int | None = None  # mel frames to speak it in; None: by its codes and `options.speed`
+    codes_only: bool = False  # nothing is rendered
+    streaming: Streaming | None = None  # its samples are given in chunks
+
+
+class Chunk(NamedTuple):
+    """Some samples of a streamed segment, in their order."""
+
+    samples: np.ndarray  # [N] float32 within ±1
+    start: int  # where the first of them lies, in samples
+    codes: np.ndarray  # [C] int32: those that this chunk was made for
+    last: bool  # nothing follows
+    request: Request
 
 
 class Result(NamedTuple):
@@ -72,6 +106,6 @@ class Result(NamedTuple):
     codes: np.ndarray  # [C] int32, without the stop code; empty where a mel was given
     stopped: bool  # False: cut off by the limit on codes
     attempts: int  # how often codes were drawn
-    samples: np.ndarray | None = None  # [N] float32 within ±1
-    mel: np.ndarray | None = None  # [F, M] float32 log-mel, where it was asked for
+    samples: np.ndarray | None = None  # [N] float32 within ±1; None with codes_only
+    mel: np.ndarray | None = None  # [F, M] float32 log-mel, where it was asked for; never of what is streamed
     error: Error | None = None

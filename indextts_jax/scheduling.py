@@ -9,7 +9,7 @@ in groups, and gives every request its samples or its own error. What it holds d
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from indextts_jax import buckets
+from indextts_jax.chunks import Stream
 from indextts_jax.config import Config
 from indextts_jax.drawing import Draw, Drawing, Usage, kind
 from indextts_jax.errors import Error
-from indextts_jax.groups import Groups, measure, spoken
+from indextts_jax.groups import Groups, Spoken, measure, spoken
 from indextts_jax.models import Params, gpt
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.render import text_batch
-from indextts_jax.request import Request, Result
+from indextts_jax.request import Chunk, Request, Result
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,10 @@ def run(
     tick: Callable[[int, int], None] = lambda drawn, finished: None,
     usage: Usage | None = None,
     ending: Callable[[], bool] = lambda: False,
-) -> Generator[Result, None, None]:
+) -> Generator[Result | Chunk, None, None]:
     """Speak requests as they come: -> their results, in the order in which they are finished.
+
+    Of a request that is streamed the chunks come first, each as soon as it is made, then its result.
 
     requests are taken when there is a place for them, a few ahead; None among them means that there is none at the
     moment, and the loop goes on with what it has. `batch` rows (default: `rows`) are drawn at once, those of one kind
@@ -107,25 +110,29 @@ class _Loop:
     def empty(self) -> bool:
         return not (self._waiting or self._drawing or self._groups.unfinished)
 
-    def add(self, request: Request) -> list[Result]:
-        """Take a request: -> its error, if it cannot be spoken."""
+    def add(self, request: Request) -> Iterator[Result | Chunk]:
+        """Take a request: -> its error, if it cannot be spoken, and what needs no drawing."""
+        options = request.options
         try:
             row = spoken(self._cfg, request)
+            if request.streaming is not None:
+                if row.alone or options.retries:
+                    raise Error(f"{request.name} cannot be streamed with retries, or with more given than its codes")
+                row.stream = Stream(self._params, self._cfg, row)
             if row.given.codes is not None or row.given.mel is not None:
                 self.drawn += 1
-                self._do(lambda: self._groups.add(row))
-                return []
-            options = request.options
+                yield from self._speak(row)
+                return
             draw = Draw(
                 partial(_prefix, self._params, self._cfg, request), request.keys[0], options.sampling,
-                options.max_codes, options.retries, row,
+                options.max_codes, options.retries, row, row.stream.due if row.stream else None,
             )  # fmt: skip
             draw.check(self._cfg.gpt)
         except Error as error:
             self.drawn, self.finished = self.drawn + 1, self.finished + 1
-            return [Result(request, np.zeros(0, np.int32), True, 0, error=error)]
+            yield Result(request, np.zeros(0, np.int32), True, 0, error=error)
+            return
         self._waiting.setdefault(kind(options.sampling), deque()).append(draw)
-        return []
 
     def give_up(self) -> None:
         """Forget the rows that wait to be drawn."""
@@ -133,32 +140,30 @@ class _Loop:
         if self._drawing is not None:
             self._drawing.give_up()
 
-    def step(self, polls: bool) -> list[Result]:
+    def step(self, polls: bool) -> Iterator[Result | Chunk]:
         """Draw for a while, start what can be rendered, and give what is finished."""
-        results: list[Result] = []
         self._choose()
         wait = not self._drawing  # for samples: what was drawn last is told first
         if self._drawing:
             begin = perf_counter()
-            for draw in self._do(lambda: self._drawing.step(polls) if self._drawing else []) or []:
-                self.drawn += 1
-                try:
-                    self._render(draw)
-                except Error as error:
-                    best = draw.best
-                    codes, stopped = (best.codes, best.stopped) if best else (np.zeros(0, np.int32), True)
-                    results.append(Result(draw.tag.request, codes, stopped, draw.attempts, error=error))
+            drawn = self._do(lambda: self._drawing.step(polls) if self._drawing else []) or []
+            known = self._drawing.known() if self._drawing else []
             self._usage.drawing += perf_counter() - begin
+            for draw in drawn:
+                self.drawn += 1
+                yield from self._end(draw)
+            for draw, codes in known:
+                yield from self._begin(draw, codes)
             if self._drawing and not self._drawing.unfinished:  # out of memory, there is none
                 self._drawing = None
         if not self._drawing and not self._waiting:
             self._do(self._groups.start)
-        begin = perf_counter()
+        begin, results = perf_counter(), []
         while found := self._do(lambda wait=wait: self._groups.finished(wait or self._groups.started > IN_FLIGHT)):
             results, wait = results + found, False
         self._usage.rendering += perf_counter() - begin
         self.finished += len(results)
-        return results
+        yield from results
 
     def _choose(self) -> None:
         """Hand waiting rows to the batch; when it is empty, to one for the kind that has waited longest."""
@@ -172,22 +177,62 @@ class _Loop:
         if drawing and not waiting:
             self._waiting.pop(drawing.kind, None)
 
-    def _render(self, draw: Draw) -> None:
-        """Hand drawn codes to their group. Raises Error where they cannot be spoken."""
-        if draw.error:
-            raise draw.error
+    def _begin(self, draw: Draw, codes: np.ndarray) -> Iterator[Chunk | Result]:
+        """The chunks of a row of which some codes are known."""
+        try:
+            yield from self._chunks(draw.tag, codes, whole=False)
+        except Error as error:
+            draw.due, draw.tag.stream = None, error
+            self.finished += 1
+            yield Result(draw.tag.request, codes, True, draw.attempts, error=error)
+        else:
+            draw.due = draw.tag.stream.due
+
+    def _end(self, draw: Draw) -> Iterator[Result | Chunk]:
+        """Hand drawn codes to their group, or give the chunks of them."""
         row, best = draw.tag, draw.best
-        assert best is not None
-        row.stopped, row.attempts = best.stopped, draw.attempts
-        measure(self._cfg, row, best.codes)
-        if not best.stopped:
-            again = f", each of {draw.attempts} times" if draw.attempts > 1 else ""
-            log.warning(
-                "%s was cut off after %d codes%s: its text may be incomplete; shorter segments, another seed or "
-                "retries may avoid it",
-                row.request.name, len(best.codes), again,
-            )  # fmt: skip
-        self._do(lambda: self._groups.add(row))
+        if isinstance(row.stream, Error):  # which was given
+            return
+        try:
+            if draw.error:
+                raise draw.error
+            assert best is not None
+            row.stopped, row.attempts = best.stopped, draw.attempts
+            measure(self._cfg, row, best.codes)
+            if not best.stopped:
+                again = f", each of {draw.attempts} times" if draw.attempts > 1 else ""
+                log.warning(
+                    "%s was cut off after %d codes%s: its text may be incomplete; shorter segments, another seed or "
+                    "retries may avoid it",
+                    row.request.name, len(best.codes), again,
+                )  # fmt: skip
+            yield from self._speak(row)
+        except Error as error:
+            codes, stopped = (best.codes, best.stopped) if best else (np.zeros(0, np.int32), True)
+            self.finished += 1
+            yield Result(row.request, codes, stopped, draw.attempts, error=error)
+
+    def _speak(self, row: Spoken) -> Iterator[Result | Chunk]:
+        """What comes of a row whose codes are known, if it does not wait for its group. Raises Error."""
+        if not row.request.codes_only and row.stream is None:
+            self._do(lambda: self._groups.add(row))
+            return
+        samples = None
+        if row.stream is not None:
+            yield from self._chunks(row, row.codes, whole=True)
+            samples = row.stream.samples
+        self.finished += 1
+        yield Result(row.request, row.codes, row.stopped, row.attempts, samples)
+
+    def _chunks(self, row: Spoken, codes: np.ndarray, whole: bool) -> Iterator[Chunk]:
+        while True:
+            begin = perf_counter()
+            found = self._do(lambda: [row.stream.chunk(codes, whole)])
+            self._usage.rendering += perf_counter() - begin
+            if found == [None]:
+                return
+            if found:  # out of memory, it is tried again beside less
+                yield found[0]
 
     def _do(self, work: Callable[[], Any]) -> Any:
         """Do something on the device. Out of memory, halve the batch and begin again what it held: -> None then."""

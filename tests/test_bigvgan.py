@@ -42,6 +42,28 @@ def test_padding_and_neighbours_change_nothing():
         assert not together[i, n * cfg.hop :].any()
 
 
+def test_a_sample_hears_no_further_than_the_reach():
+    """A window of frames and as many before and behind it is the whole; with a third of them on either side it is not.
+
+    At the very end of its reach a sample hears less than float32 holds.
+    """
+    params, cfg, n = parameters("bigvgan", BIGVGAN), BIGVGAN, 6
+    reach, hop = cfg.reach, cfg.hop
+    mel = normal(0, 1, 2 * reach + n + 20, cfg.mels)
+    whole = np.asarray(bigvgan.vocode(params, cfg, mel, np.array([mel.shape[1]])))[0]
+
+    def apart(before, behind, start=reach + 10):
+        part = mel[:, start - before : start + n + behind]
+        own = np.asarray(bigvgan.vocode(params, cfg, part, np.array([part.shape[1]])))[0]
+        own = own[before * hop : (before + n) * hop]
+        return relative(own, whole[start * hop : (start + n) * hop])
+
+    assert apart(reach, reach) <= TOLERANCE["block"]
+    assert apart(reach // 3, reach) > 10 * TOLERANCE["block"]
+    assert apart(reach, reach // 3) > 10 * TOLERANCE["block"]
+    assert bigvgan.BigVGANConfig().reach == 41
+
+
 def test_a_kernel_that_is_no_multiple_of_its_rate():
     """Upsampling against the plain definition: sample t R + k - crop of the output hears frame t through tap k."""
     up, x, kernel, bias = bigvgan.Upsample(3, 7, 3), normal(0, 1, 5, 2), normal(1, 2, 7, 3), normal(2, 3)

@@ -85,7 +85,8 @@ def test_bfloat16_rounds_once(tiny, converted):
     for component, params in model.params.items():
         assert same(params, models.cast(component, tiny.params(component), jnp.bfloat16))
     assert model.params["gpt"]["decoder"]["layer_0"]["up"]["weight"].dtype == jnp.bfloat16
-    assert model.params["gpt"]["decoder"]["layer_0"]["attention_norm"]["scale"].dtype == jnp.float32
+    assert model.params["gpt"]["decoder"]["layer_0"]["attention_norm"]["scale"].dtype == jnp.bfloat16
+    assert model.params[SMALL]["encoder"]["final_norm"]["scale"].dtype == jnp.float32
 
 
 def test_shapes_are_kept_and_found_anew_where_they_are_not(tiny, copy, monkeypatch):

@@ -435,6 +435,42 @@ def test_rows_are_the_same_bits_whatever_the_cache_and_the_neighbours(beams):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "bias"),
+    [(GREEDY, 0.1), (SAMPLED, 0.2), (Sampling(sample=False, repetition_penalty=1.0), 0.2), (Sampling(top_p=1.0), 0.2)],
+)
+def test_what_is_agreed_on_is_what_wins(sampling, bias, monkeypatch):
+    """After every step, for eight rows that stop by themselves: the codes known then begin those that win."""
+    monkeypatch.setattr(decoding, "CHUNK", 1)
+    cfg = replace(GPT, code_positions=41)  # no other test has programs for it
+    params = with_stop_bias(parameters("gpt", cfg, seed=3), cfg, bias)
+    prefix = gpt.prefix(
+        params, cfg, normal(0, 8, 4, cfg.width), normal(1, 8, cfg.width),
+        np.random.default_rng(0).integers(2, 50, (8, 5), np.int32), np.full(8, 5),
+    )  # fmt: skip
+    logits, caches = gpt.prefill(params, cfg, prefix)
+    state = decoding.empty(cfg, sampling, 8, 1, prefix.embeddings.dtype)
+    keys = seeds.data(jax.random.split(jax.random.key(0), 8))
+    state = decoding.admit(cfg, state, prefix.lengths, logits, caches, jnp.arange(8), keys, sampling, jnp.int32(37))
+    known = []
+    while True:
+        codes, lengths = map(np.asarray, decoding.agreed(cfg, state))
+        done, counts = np.asarray(state.done), np.asarray(state.counts)
+        known += [(row, codes[row, : lengths[row]]) for row in range(8) if not done[row]]
+        assert (lengths <= counts).all()
+        if sampling.beams == 1:
+            assert (lengths == counts)[~done].all()
+        if done.all():
+            break
+        state = decoding.advance(params, cfg, state, jnp.array(False), jnp.int32(1))
+    won = decoding.winners(cfg, state)
+    assert len(set(np.asarray(won.lengths).tolist())) > 1
+    for row, codes in known:
+        assert won.lengths[row] >= len(codes)
+        np.testing.assert_array_equal(np.asarray(won.codes)[row, : len(codes)], codes)
+    assert sum(len(codes) for _, codes in known) > 8 * 5  # or nothing was shown
+
+
 def test_buckets_hold_and_go_on():
     assert [buckets.within(n, (4, 8, 15)) for n in (4, 7, 8, 15, 16, 22, 36)] == [4, 4, 8, 15, 15, 22, 36]
     assert [buckets.bucket(n, (4, 8, 15)) for n in (1, 4, 5, 15, 16, 23)] == [4, 4, 8, 15, 22, 29]

@@ -69,3 +69,24 @@ def test_padded_rows_equal_rows_alone():
         alone = run(latents[row], emotion[row], texts[row, :n], lengths[row], codes[row])
         for a, b in zip(together, alone, strict=True):
             assert relative(a[row], b) <= TOLERANCE["block"]
+
+
+def test_the_second_pass_in_parts():
+    """Fed code by code, in twos and in fives, with what is not known yet in the padding: as in one pass."""
+    params, cfg, rng = parameters("gpt", GPT), GPT, np.random.default_rng(2)
+    latents, emotion = normal(0, 2, 4, cfg.width), normal(1, 2, cfg.width)
+    texts, lengths = rng.integers(2, 50, (2, 9), np.int32), np.array([9, 1])
+    codes, unknown = rng.integers(0, 40, (2, 10), np.int32), rng.integers(0, 40, (2, 5), np.int32)
+    prefix = gpt.prefix(params, cfg, latents, emotion, texts, lengths)
+    whole = gpt.latents(params, cfg, prefix, codes)
+    before = np.concatenate([np.full((2, 1), cfg.start_code, np.int32), codes, unknown], axis=1)
+    P = prefix.embeddings.shape[1]
+    for size in (1, 2, 5):
+        caches, parts = gpt.prefill(params, cfg, prefix)[1], []
+        for first in range(0, 10, size):
+            caches = gpt.widen(caches, max(caches[0].k.shape[3], P + first + 5))
+            part, caches = gpt.extend(
+                params, cfg, caches, P, prefix.lengths, before[:, first : first + 5], np.int32(first)
+            )
+            parts.append(part[:, :size])
+        assert relative(np.concatenate(parts, axis=1), whole) <= TOLERANCE["block"], size

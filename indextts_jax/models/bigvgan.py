@@ -40,6 +40,19 @@ class BigVGANConfig:
         """Samples per mel frame."""
         return int(np.prod(self.upsample_rates))
 
+    @property
+    def reach(self) -> int:
+        """How many mel frames before and after its own a sample hears."""
+        activation = _TAPS // 2  # three samples each way up, six of the doubled rate down
+        stage = max(
+            sum((kernel - 1) // 2 * (by + 1) + 2 * activation for by in dilations)
+            for kernel, dilations in zip(self.kernels, self.dilations, strict=True)
+        )
+        heard = 3 + activation  # of the last convolution and its activation
+        for rate in reversed(self.upsample_rates):
+            heard = -(-(heard + stage) // rate) + 1
+        return heard + 3
+
 
 @lru_cache
 def low_pass() -> np.ndarray:

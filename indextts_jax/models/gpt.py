@@ -211,5 +211,36 @@ def latents(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array) -> Array
     return jnp.concatenate([first, hidden[:, P:]], axis=1)
 
 
+@partial(jax.jit, static_argnames="slots")
+def widen(caches: tuple[LayerCache, ...], slots: int) -> tuple[LayerCache, ...]:
+    """The same caches with `slots` slots, at least as many as they have."""
+    missing = slots - caches[0].k.shape[3]
+    return jax.tree.map(lambda array: jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, missing))), caches)
+
+
+@partial(jax.jit, static_argnames=("cfg", "prefix"), donate_argnames="caches")
+def extend(
+    params: dict, cfg: GPTConfig, caches: tuple[LayerCache, ...], prefix: int, lengths: Array, before: Array,
+    first: Array,
+) -> tuple[Array, tuple[LayerCache, ...]]:  # fmt: skip
+    """Go on with the second pass: -> (latents [B, C, D] of the codes from `first` [] on, caches).
+
+    caches: from `prefill` with `prefix` slots, `widen`ed by at least first + C; lengths [B] of the prefixes; before
+    [B, C] int32: the code before each of these codes, the start code before the first of all. `latents` in parts,
+    equal but for rounding: what stands in `before` past the codes that are known changes none of theirs, and its slots
+    are written again.
+    """
+    B, C = before.shape
+    place, slot = first + jnp.arange(C), jnp.arange(caches[0].k.shape[3])
+    x = _embed(params, "code", before, jnp.broadcast_to(place[None], (B, C)))
+    # The prefix ends with the start code, which is fed here again.
+    seen = slot[None, None] < lengths[:, None, None] - 1
+    own = (slot[None] >= prefix) & (slot[None] - prefix <= place[:, None])
+    hidden, caches = apply(
+        Decoder(cfg), params["decoder"], x, seen | own[None], [(cache,) for cache in caches], prefix + first
+    )
+    return hidden, caches
+
+
 def _causal(positions: int) -> Array:
     return jnp.tril(jnp.ones((positions, positions), bool))

@@ -492,14 +492,14 @@ def solve(
 
 
 @partial(jax.jit, static_argnames=("frames", "mels"))
-def noise(keys: Array, frames: int, mels: int) -> Array:
-    """Gaussian noise [B, F, M] float32, a row from each of keys [B].
+def noise(keys: Array, frames: int, mels: int, starts: Array | None = None) -> Array:
+    """Gaussian noise [B, F, M] float32, a row from each of keys [B], from its frame starts [B] on.
 
-    Drawn frame by frame: more frames do not change the first ones.
+    Drawn frame by frame: a frame's noise does not depend on how many are drawn.
     """
 
-    def row(key: Array) -> Array:
-        each = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(frames))
+    def row(key: Array, start: Array | int) -> Array:
+        each = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(frames))
         return jax.vmap(lambda k: jax.random.normal(k, (mels,)))(each)
 
-    return jax.vmap(row)(keys)
+    return jax.vmap(row, (0, None if starts is None else 0))(keys, 0 if starts is None else starts)
