@@ -62,6 +62,8 @@ FIELDS = {
     "glossary": Field("path"),
     "segment_tokens": Field("whole", 1, 10_000),
     "silence_ms": Field("whole", 0, 60_000),
+    "fade_ms": Field("whole", 0, 1000),
+    "trim_tail": Field("flag"),
     "beams": Field("whole", 1, 64),
     "greedy": Field("flag"),
     "no_sample": Field("flag"),
@@ -97,6 +99,8 @@ class Defaults:
     glossary: Path | None = None
     segment_tokens: int = 120
     silence_ms: int = 200
+    fade_ms: int = 20
+    trim_tail: bool = False
     beams: int = 3
     greedy: bool = False
     no_sample: bool = False
@@ -544,6 +548,8 @@ class _Rows:
                 steps=self._of(given, "steps"),
                 guidance=self._of(given, "cfg_rate"),
                 silence_ms=self._of(given, "silence_ms"),
+                fade_ms=self._of(given, "fade_ms"),
+                trim_tail=self._of(given, "trim_tail"),
             )
         except Error as error:  # retries without sampling
             wrong.append(f"{error}; set retries to 0, or sample")

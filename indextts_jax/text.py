@@ -80,6 +80,10 @@ class Analysis(NamedTuple):
     segments: list[list[str]]
     segment_ids: list[list[int]]
     unknown: list[str]  # the pieces that the vocabulary lacks, in order, repeated as often as they occur
+    lead: int = 0  # ms of silence before the first segment
+    # Parallel to the segments: ms of silence after each. None: what the options have between segments, and nothing
+    # after the last; as if all were None where it is empty.
+    pauses: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -17,9 +17,10 @@ import soundfile
 from indextts_jax import audio, batch, cli, files, interrupts, pipeline, scheduling
 from indextts_jax.batch import Job, Refused
 from indextts_jax.errors import Error
-from indextts_jax.journal import Journal
+from indextts_jax.journal import Journal, key
 from indextts_jax.manifest import Defaults, item_seed
 from indextts_jax.shards import Shard
+from indextts_jax.timing import Stopwatch
 from tests import jobs
 from tests.jobs import KINDS, VOICE
 
@@ -100,6 +101,28 @@ def test_the_same_job_again_does_what_failed_and_what_is_missing(first, model, m
     assert (again.failed, batch.run(asked, [model]).left) == (len(FAIL), len(FAIL))
     more = batch.run(replace(asked, attempts=4, only_failed=True), [model])
     assert (more.items, more.failed) == (len(FAIL), len(FAIL))
+
+
+def test_options_that_came_later_are_no_part_of_a_key_where_they_change_nothing(first, model):
+    """So journals that were written before they came still hold, where what was done before is asked for."""
+    asked, _, _ = first
+    with Journal.open(asked.journal) as journal, Stopwatch() as watch:
+        keys = batch._Run(asked, [model], journal, watch)._key
+    [item, *_] = asked.items()
+    plain = replace(item, options=replace(item.options, **batch.LATER))
+    own = {name: value for name, value in asdict(plain.options).items() if name not in (*batch.LATER, "batch")}
+    found = []
+
+    def note(**parts):
+        found.append(parts["options"])
+        return key(**parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "key", note)
+        old = keys(plain, None)
+        others = {keys(replace(plain, options=replace(plain.options, **{name: 1})), None) for name in batch.LATER}
+    assert found[0] == own
+    assert len(others - {old}) == len(batch.LATER)
 
 
 def test_a_changed_option_does_anew_what_it_changes(first, model, tmp_path, converted):

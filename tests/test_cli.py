@@ -70,7 +70,10 @@ def differences(out: Path, saved: Path, name: str) -> set[str]:
 def test_greedy_speech_equals_reference(converted, tmp_path, capsys):
     out, saved = tmp_path / "out.wav", tmp_path / "out.npz"
     noise = noise_file(tmp_path, "en_greedy")
-    assert speak(converted, out, "--greedy", "--max-codes", 40, "--flow-noise", noise, "--save", saved) == 0
+    assert (
+        speak(converted, out, "--greedy", "--max-codes", 40, "--fade-ms", 0, "--flow-noise", noise, "--save", saved)
+        == 0
+    )
     assert differences(out, saved, "en_greedy") == set()
     assert differences(out, saved, "zh_greedy_emotion_audio") == {"codes", "mel", "samples"}
     line = capsys.readouterr().out
@@ -102,7 +105,8 @@ def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
     tree["head"]["bias"] = tree["head"]["bias"].at[129].set(4.5)
     checkpoint.save(model, "gpt", cfg.gpt, tree)
     out, saved, noise = tmp_path / "out.wav", tmp_path / "out.npz", noise_file(tmp_path, "en_stop_greedy")
-    assert speak(model, out, "--greedy", "--max-codes", 60, "--flow-noise", noise, "--save", saved) == 0
+    settings = ["--greedy", "--max-codes", 60, "--fade-ms", 0]
+    assert speak(model, out, *settings, "--flow-noise", noise, "--save", saved) == 0
     assert differences(out, saved, "en_stop_greedy") == set()
 
 

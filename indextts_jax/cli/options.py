@@ -139,6 +139,20 @@ def add_silence(group: Any) -> None:
     )
 
 
+def add_ends(group: Any) -> None:
+    """How a segment ends."""
+    group.add_argument(
+        "--fade-ms",
+        type=number(int, 0, 1000),
+        default=20,
+        metavar="MS",
+        help="fade-out at the end of each segment, against clicks; 0: none, as the reference (%(default)s)",
+    )
+    group.add_argument(
+        "--trim-tail", action="store_true", help="leave out hiss and silence after the last sound of each segment"
+    )
+
+
 def add_emotion(sub: argparse.ArgumentParser) -> None:
     """What is felt."""
     group = sub.add_argument_group("emotion", "Without one of these, the emotion is that of the voice's recording.")

@@ -14,6 +14,7 @@ from indextts_jax.cli.options import (
     add_common,
     add_device,
     add_emotion,
+    add_ends,
     add_model,
     add_rendering,
     add_sampling,
@@ -76,6 +77,7 @@ def add(commands: Any) -> None:
         "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
     )
     add_silence(group)
+    add_ends(group)
     add_text(group)
     add_device(group)
 
@@ -108,7 +110,8 @@ def run(options: argparse.Namespace) -> None:
     from indextts_jax.timing import Stopwatch
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
-    settings = read_settings(options, options.batch, options.silence_ms)
+    own = {name: getattr(options, name) for name in ("silence_ms", "fade_ms", "trim_tail")}
+    settings = read_settings(options, options.batch, **own)
     if options.output.suffix.lower() != ".wav":
         raise Error(f"--output {options.output}: a WAV file is written, so let its name end in .wav")
     inputs = {f"--{name}": getattr(options, name.replace("-", "_")) for name in INPUTS}
