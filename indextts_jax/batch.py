@@ -34,6 +34,7 @@ from indextts_jax import (
     interrupts,
     joining,
     manifest,
+    pauses,
     pipeline,
 )
 from indextts_jax.config import Config
@@ -187,7 +188,7 @@ class Texts:
     def analyse(self, item: Item) -> Analysis:
         """Raises Error for a text without a sound, or a glossary that cannot be read."""
         front = self._of(item.glossary) if item.glossary else self._front
-        return front.analyse(item.text, item.segment_tokens, language=item.language)
+        return front.analyse(item.text, item.segment_tokens, language=item.language, paragraph_ms=item.paragraph_ms)
 
 
 def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Plan:
@@ -475,7 +476,7 @@ class _Run:
         return key(
             text=item.text, voice=voice, start=item.voice_start, feeling=feeling, seed=item.seed,
             language=item.language, glossary=glossary, segment_tokens=item.segment_tokens, options=options,
-            output=str(item.output), **self._same,
+            output=str(item.output), **self._same, **_pauses(item),
         )  # fmt: skip
 
     # What follows runs in the writer's thread, which ends items one after another.
@@ -531,6 +532,15 @@ class _Run:
             self.summary.segments += len(results)
             self.summary.cut += cut
             self.summary.retried += retried
+
+
+def _pauses(item: Item) -> dict[str, Any]:
+    """What a key says of the pauses of a text; nothing of a text without any, as before there were pauses."""
+    try:
+        parts, lead, after = pauses.split(item.text, item.paragraph_ms)
+    except Error as error:
+        return {"pauses": str(error)}
+    return {} if parts == [item.text] else {"pauses": [lead, *after]}
 
 
 def _patiently(write: Callable[[], None]) -> None:

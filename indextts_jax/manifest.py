@@ -22,6 +22,7 @@ from indextts_jax import emotion, files
 from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error, NotFound, short, shown
 from indextts_jax.files import FileError, reason
+from indextts_jax.pauses import PARAGRAPH_MS
 from indextts_jax.request import Options
 from indextts_jax.text import LANGUAGES
 
@@ -61,6 +62,7 @@ FIELDS = {
     "language": Field("language"),
     "glossary": Field("path"),
     "segment_tokens": Field("whole", 1, 10_000),
+    "paragraph_ms": Field("whole", 0, 60_000),
     "silence_ms": Field("whole", 0, 60_000),
     "fade_ms": Field("whole", 0, 1000),
     "trim_tail": Field("flag"),
@@ -98,6 +100,7 @@ class Defaults:
     language: str | None = None
     glossary: Path | None = None
     segment_tokens: int = 120
+    paragraph_ms: int = PARAGRAPH_MS
     silence_ms: int = 200
     fade_ms: int = 20
     trim_tail: bool = False
@@ -142,6 +145,7 @@ class Item:
     language: str | None
     glossary: Path | None
     segment_tokens: int
+    paragraph_ms: int
     options: Options
     silence_after_ms: int
     output: PurePosixPath  # within the output folder
@@ -455,6 +459,7 @@ class _Rows:
             language=self._of(given, "language"),
             glossary=self._of(given, "glossary"),
             segment_tokens=self._of(given, "segment_tokens"),
+            paragraph_ms=self._of(given, "paragraph_ms"),
             options=options,
             silence_after_ms=given.get("silence_after_ms", 0),
             output=output,

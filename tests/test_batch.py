@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jax
 import numpy as np
@@ -18,7 +18,8 @@ from indextts_jax import audio, batch, cli, files, interrupts, pipeline, schedul
 from indextts_jax.batch import Job, Refused
 from indextts_jax.errors import Error
 from indextts_jax.journal import Journal, key
-from indextts_jax.manifest import Defaults, item_seed
+from indextts_jax.manifest import Defaults, Item, item_seed
+from indextts_jax.request import Options
 from indextts_jax.shards import Shard
 from indextts_jax.timing import Stopwatch
 from tests import jobs
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.whole
 
 COUNT = len(KINDS)
 FAIL = {i for i in range(COUNT) if KINDS[i].get("voice") == "broken.wav"}
+ITEM = Item(1, "a", "A.", VOICE, 0.0, None, 0, None, None, 120, 500, Options(), 0, PurePosixPath("a.wav"))
 DEFAULTS = Defaults(voice=VOICE, beams=1, max_codes=10, steps=1, seed=3)
 
 
@@ -125,6 +127,13 @@ def test_options_that_came_later_are_no_part_of_a_key_where_they_change_nothing(
     assert len(others - {old}) == len(batch.LATER)
 
 
+def test_pauses_are_part_of_a_key_where_a_text_has_any():
+    items = [replace(ITEM, text=text) for text in ("A.", "A. [pause 1s] B.", "A.\n\nB.", "A. [pause] B.")]
+    assert [batch._pauses(item) for item in items[:3]] == [{}, {"pauses": [0, 1000, None]}, {"pauses": [0, 500, None]}]
+    assert [batch._pauses(replace(item, paragraph_ms=0)) for item in items[:3:2]] == [{}, {}]
+    assert set(batch._pauses(items[3])) == {"pauses"}
+
+
 def test_a_changed_option_does_anew_what_it_changes(first, model, tmp_path, converted):
     rows = jobs.rows(3)
     asked = job(converted, tmp_path / "out", rows)
@@ -175,7 +184,7 @@ def same_bytes(converted, model, folder: Path, rows: list[dict], expected: dict[
 
 DEVICES = """
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import jax
 from indextts_jax import batch, devices, manifest
 from indextts_jax.model import Model, load

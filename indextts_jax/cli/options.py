@@ -117,6 +117,14 @@ def add_text(group: Any) -> None:
         metavar="N",
         help="the most text pieces of a segment; longer texts are spoken in several (%(default)s)",
     )
+    group.add_argument(
+        "--paragraph-ms",
+        type=number(int, 0, 60_000),
+        default=500,
+        metavar="MS",
+        help="silence where a text has blank lines, unless a mark such as [pause 1.5s] stands there; 0: a blank line "
+        "is a space (%(default)s)",
+    )
 
 
 def add_voice_start(group: Any) -> None:

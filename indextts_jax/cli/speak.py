@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from indextts_jax.models import Params
     from indextts_jax.pipeline import Audio
     from indextts_jax.request import Given, Options
-    from indextts_jax.text import Analysis
+    from indextts_jax.text import Analysis, TextFrontEnd
     from indextts_jax.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,11 @@ def analyse(options: argparse.Namespace, text: str) -> "Analysis":
     front = checkpoint.load_text(options.model)
     if options.glossary:
         front = dataclasses.replace(front, glossary=load_glossary(options.glossary))
-    return front.analyse(text, options.segment_tokens, language=options.language)
+    return read_by(front, options, text)
+
+
+def read_by(front: "TextFrontEnd", options: argparse.Namespace, text: str) -> "Analysis":
+    return front.analyse(text, options.segment_tokens, language=options.language, paragraph_ms=options.paragraph_ms)
 
 
 def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
@@ -233,7 +237,7 @@ def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
     vocabulary = options.random_init.parent / "bpe.model"
     if vocabulary.is_file():
         front = TextFrontEnd.load(vocabulary)
-        return Model(params, cfg, front), front.analyse(text, options.segment_tokens, language=options.language)
+        return Model(params, cfg, front), read_by(front, options, text)
     # Without a vocabulary, every byte is an id.
     pieces = [chr(2 + byte % (cfg.gpt.text_vocabulary - 3)) for byte in text.strip().encode()]
     if not pieces:
