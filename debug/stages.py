@@ -598,7 +598,8 @@ def chain(case: Case) -> Iterator[Comparison]:
     if sampling.sample:
         codes = [_codes(case, f"{segment}.gpt.codes")[0] for segment in case.segments]
         given = [instead._replace(codes=own) for instead, own in zip(given, codes, strict=True)]
-    options = Options(sampling, meta.get("max_mel", 1500), steps=int(golden.get("seg0.cfm.n_steps", 25)))
+    steps = int(golden.get("seg0.cfm.n_steps", 25))
+    options = Options(sampling, meta.get("max_mel", 1500), steps=steps, fade_ms=0)
     [speech] = pipeline.speak(params, cfg, [analysis], [voice], [jax.random.key(0)], options, [felt], given=[given])
     for segment, spoken in zip(case.segments, speech.segments, strict=True):
         if not sampling.sample:

@@ -34,6 +34,7 @@ from indextts_jax import (
     interrupts,
     joining,
     manifest,
+    pauses,
     pipeline,
 )
 from indextts_jax.config import Config
@@ -58,6 +59,8 @@ AHEAD = 8  # items whose files are read ahead
 PATIENCE = 600.0  # seconds to wait for a disk that is full
 MOST_PROBLEMS = 100  # that are shown
 SECONDS_PER_PIECE = 0.1  # of speech: what a plan estimates with
+# Options that came after the first journals, with what was done before: so set, they are no part of a key.
+LATER = {"fade_ms": 0, "trim_tail": False}
 
 
 class Refused(Error):
@@ -185,7 +188,7 @@ class Texts:
     def analyse(self, item: Item) -> Analysis:
         """Raises Error for a text without a sound, or a glossary that cannot be read."""
         front = self._of(item.glossary) if item.glossary else self._front
-        return front.analyse(item.text, item.segment_tokens, language=item.language)
+        return front.analyse(item.text, item.segment_tokens, language=item.language, paragraph_ms=item.paragraph_ms)
 
 
 def check(job: Job, progress: Callable[[int], None] = lambda items: None) -> Plan:
@@ -310,6 +313,7 @@ class Work:
     item: Item
     key: str = ""
     attempts: int = 1  # this one included
+    text: Analysis | None = None
     requests: list[Request] = field(default_factory=list)
     taken: dict[int, Result] = field(default_factory=dict)  # by the segment
 
@@ -336,8 +340,9 @@ class Speaker:
         item, model = work.item, self._model
         voice = self.hearing.voice(item.voice, heard.voice_digest, item.voice_start, heard.voice)
         felt = hearing.feeling(self.hearing, item, heard)
+        work.text = self.texts.analyse(item)
         work.requests = pipeline.requests(
-            model.params, model.cfg, self.texts.analyse(item), voice, item.seed, item.options, felt,
+            model.params, model.cfg, work.text, voice, item.seed, item.options, felt,
             of=f" of {item.id}", tag=work,
         )  # fmt: skip
 
@@ -345,7 +350,7 @@ class Speaker:
         """The audio file of an item whose results are all there, and its seconds. Raises the first error of them."""
         if error := next((result.error for result in work.results if result.error), None):
             raise error
-        speech = pipeline.join(self._model.cfg, work.results, work.item.options)
+        speech = pipeline.join(self._model.cfg, work.results, work.item.options, work.text)
         return audio.encode(speech.samples, speech.rate, self._kind, self._rate), len(speech.samples) / speech.rate
 
 
@@ -463,16 +468,16 @@ class _Run:
         return work.requests
 
     def _key(self, item: Item, heard: Heard | None) -> str:
-        """The key of an item; of one whose files cannot be read, by their names."""
+        """The key of an item, `LATER` aside; of one whose files cannot be read, by their names."""
         names = str(item.voice), "", None
         voice, felt, glossary = (heard.voice_digest, heard.felt_digest, heard.glossary_digest) if heard else names
         feeling = item.feeling and asdict(item.feeling) | {"audio": felt}
-        options = asdict(item.options)
+        options = {name: given for name, given in asdict(item.options).items() if LATER.get(name, ...) != given}
         del options["batch"]
         return key(
             text=item.text, voice=voice, start=item.voice_start, feeling=feeling, seed=item.seed,
             language=item.language, glossary=glossary, segment_tokens=item.segment_tokens, options=options,
-            output=str(item.output), **self._same,
+            output=str(item.output), **self._same, **_pauses(item),
         )  # fmt: skip
 
     # What follows runs in the writer's thread, which ends items one after another.
@@ -528,6 +533,15 @@ class _Run:
             self.summary.segments += len(results)
             self.summary.cut += cut
             self.summary.retried += retried
+
+
+def _pauses(item: Item) -> dict[str, Any]:
+    """What a key says of the pauses of a text; nothing of a text without any, as before there were pauses."""
+    try:
+        parts, lead, after = pauses.split(item.text, item.paragraph_ms)
+    except Error as error:
+        return {"pauses": str(error)}
+    return {} if parts == [item.text] else {"pauses": [lead, *after]}
 
 
 def _patiently(write: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ from indextts_jax import emotion, files
 from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error, NotFound, short, shown
 from indextts_jax.files import FileError, reason
+from indextts_jax.pauses import PARAGRAPH_MS
 from indextts_jax.request import Options
 from indextts_jax.text import LANGUAGES
 
@@ -61,7 +62,10 @@ FIELDS = {
     "language": Field("language"),
     "glossary": Field("path"),
     "segment_tokens": Field("whole", 1, 10_000),
+    "paragraph_ms": Field("whole", 0, 60_000),
     "silence_ms": Field("whole", 0, 60_000),
+    "fade_ms": Field("whole", 0, 1000),
+    "trim_tail": Field("flag"),
     "beams": Field("whole", 1, 64),
     "greedy": Field("flag"),
     "no_sample": Field("flag"),
@@ -96,7 +100,10 @@ class Defaults:
     language: str | None = None
     glossary: Path | None = None
     segment_tokens: int = 120
+    paragraph_ms: int = PARAGRAPH_MS
     silence_ms: int = 200
+    fade_ms: int = 20
+    trim_tail: bool = False
     beams: int = 3
     greedy: bool = False
     no_sample: bool = False
@@ -138,6 +145,7 @@ class Item:
     language: str | None
     glossary: Path | None
     segment_tokens: int
+    paragraph_ms: int
     options: Options
     silence_after_ms: int
     output: PurePosixPath  # within the output folder
@@ -451,6 +459,7 @@ class _Rows:
             language=self._of(given, "language"),
             glossary=self._of(given, "glossary"),
             segment_tokens=self._of(given, "segment_tokens"),
+            paragraph_ms=self._of(given, "paragraph_ms"),
             options=options,
             silence_after_ms=given.get("silence_after_ms", 0),
             output=output,
@@ -544,6 +553,8 @@ class _Rows:
                 steps=self._of(given, "steps"),
                 guidance=self._of(given, "cfg_rate"),
                 silence_ms=self._of(given, "silence_ms"),
+                fade_ms=self._of(given, "fade_ms"),
+                trim_tail=self._of(given, "trim_tail"),
             )
         except Error as error:  # retries without sampling
             wrong.append(f"{error}; set retries to 0, or sample")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from indextts_jax import audio, emotion, scheduling, seeds
+from indextts_jax import audio, emotion, ends, scheduling, seeds
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
@@ -96,7 +96,8 @@ def speak(
             raise result.error
         found[id(result.request)] = result
     return [
-        join(cfg, [found[id(request)] for request in asked if request.tag == t], options) for t in range(len(texts))
+        join(cfg, [found[id(request)] for request in asked if request.tag == t], options, text)
+        for t, text in enumerate(texts)
     ]
 
 
@@ -125,16 +126,34 @@ def requests(
     return asked
 
 
-def join(cfg: Config, results: Sequence[Result], options: Options) -> Audio:
-    """The segments of a text, one after another with silence between."""
-    silence = np.zeros(cfg.mel.rate * options.silence_ms // 1000, np.float32)
-    parts, segments, at = [], [], 0
-    for result in results:
-        assert result.samples is not None
-        if parts:
-            parts.append(silence)
-            at += len(silence)
-        parts.append(result.samples)
-        segments.append(Segment(result.codes, result.mel, at, at + len(result.samples), result.stopped))
-        at += len(result.samples)
+def join(cfg: Config, results: Sequence[Result], options: Options, text: Analysis | None = None) -> Audio:
+    """The segments of a text, one after another, each as `ended` leaves it, with the silence of `silences` around."""
+    silence = silences(cfg, len(results), options, text)
+    parts, segments, at = [silence[0]], [], len(silence[0])
+    for result, after in zip(results, silence[1:], strict=True):
+        samples = ended(cfg, result, options)
+        segments.append(Segment(result.codes, result.mel, at, at + len(samples), result.stopped))
+        parts += [samples, after]
+        at += len(samples) + len(after)
     return Audio(np.concatenate(parts), cfg.mel.rate, tuple(segments))
+
+
+def ended(cfg: Config, result: Result, options: Options) -> np.ndarray:
+    """The samples of a segment [N] float32, trimmed and faded as the options say."""
+    assert result.samples is not None
+    samples = result.samples
+    if options.trim_tail:
+        samples = samples[: ends.tail(samples, cfg.mel.rate)]
+    return ends.fade(samples, cfg.mel.rate, options.fade_ms)
+
+
+def silences(cfg: Config, segments: int, options: Options, text: Analysis | None = None) -> list[np.ndarray]:
+    """Zeros [N] float32 before the first of so many segments, and after each: what the text says, else the options.
+
+    Of M ms, they are rate · M // 1000 samples.
+    """
+    pauses = text.pauses if text is not None and text.pauses else (None,) * segments
+    usual = [options.silence_ms] * (segments - 1) + [0]
+    lead = text.lead if text is not None else 0
+    lengths = [lead, *(own if pause is None else pause for pause, own in zip(pauses, usual, strict=True))]
+    return [np.zeros(cfg.mel.rate * ms // 1000, np.float32) for ms in lengths]

@@ -26,7 +26,7 @@ NOTHING = Given()
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of speech; the defaults are the reference's."""
+    """Settings of speech; the defaults are the reference's, but for the fade."""
 
     sampling: Sampling = field(default_factory=Sampling)
     max_codes: int = 1500  # per segment
@@ -35,6 +35,8 @@ class Options:
     guidance: float = 0.7
     silence_ms: int = 200  # between segments
     speed: float = 1.0  # 0.5 to 2: by how much faster than the codes say; they stay the same
+    fade_ms: int = 20  # at the end of each segment; 0: the reference's samples, bit by bit
+    trim_tail: bool = False  # leave out hiss and silence after the last sound of a segment, see `ends.tail`
     batch: int | None = None  # segments drawn side by side; None: 8 on a CPU, else what the device's memory holds
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class Options:
             ("batch", 1 if self.batch is None else self.batch, 1),
             ("steps", self.steps, 1),
             ("silence_ms", self.silence_ms, 0),
+            ("fade_ms", self.fade_ms, 0),
         ):
             if value < low:
                 raise Error(f"{name} is {value}, but must be at least {low}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 
-from indextts_jax import rules, yaml_file
+from indextts_jax import pauses, rules, yaml_file
 from indextts_jax.errors import Error, NotFound
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,10 @@ class Analysis(NamedTuple):
     segments: list[list[str]]
     segment_ids: list[list[int]]
     unknown: list[str]  # the pieces that the vocabulary lacks, in order, repeated as often as they occur
+    lead: int = 0  # ms of silence before the first segment
+    # Parallel to the segments: ms of silence after each. None: what the options have between segments, and nothing
+    # after the last; as if all were None where it is empty.
+    pauses: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,22 +104,52 @@ class TextFrontEnd:
             raise NotFound(f"{bpe_model}: no such file; the SentencePiece model belongs to the model folder")
         return cls(_load_model(bpe_model), load_glossary(glossary) if glossary else {})
 
-    def analyse(self, text: str, budget: int = 120, first: int = 0, language: str | None = None) -> Analysis:
+    def analyse(
+        self,
+        text: str,
+        budget: int = 120,
+        first: int = 0,
+        language: str | None = None,
+        paragraph_ms: int = pauses.PARAGRAPH_MS,
+    ) -> Analysis:
         """Everything the decoder needs of a text; `budget` and `first` as in `split`, `language` as in `normalize`.
 
-        Raises Error for a text without anything to pronounce. Pieces that the vocabulary lacks are logged.
+        Marks such as [pause 1.5s], and blank lines of `paragraph_ms`, are silences that end a segment, as
+        `pauses.split` has them; they are not read. The whole text decides its language. A part between two pauses
+        without anything to pronounce is left out, and its pauses add up.
+
+        Raises Error for a text without anything to pronounce and for a mark that cannot be read. Pieces that the
+        vocabulary lacks are logged.
         """
         _check_language(language)
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise Error(f"{text[:80]!r} is not valid Unicode ({error}); read it with its own encoding") from error
-        if len(text.strip()) == 1:  # the reference neither normalises nor upper-cases a lone character
-            normalized, pieces = text.strip(), self.processor.encode(text, out_type=str)
-        else:
-            normalized = self.normalize(text, language)
-            pieces = self.encode(normalized)
-        if not any(character.isalnum() for piece in pieces for character in piece):
+        parts, lead, silences = pauses.split(text, paragraph_ms)
+        if language is None and len(parts) > 1:
+            language = "zh" if is_chinese(_set_aside_annotations(" ".join(parts))[0]) else "en"
+        normalized: list[str] = []
+        pieces: list[str] = []
+        segments: list[list[str]] = []
+        after: list[int | None] = []  # the segments
+        for part, silence in zip(parts, silences, strict=True):
+            if len(parts) == 1 and len(part.strip()) == 1:  # the reference neither normalises nor upper-cases it
+                read, own = part.strip(), self.processor.encode(part, out_type=str)
+            else:
+                read = self.normalize(part, language)
+                own = self.encode(read)
+            if any(character.isalnum() for piece in own for character in piece):
+                cut = split(own, budget, max(0, first - len(pieces)))
+                normalized.append(read)
+                pieces += own
+                segments += cut
+                after += [*[None] * (len(cut) - 1), silence]
+            elif after:
+                after[-1] = (after[-1] or 0) + (silence or 0)
+            else:
+                lead += silence or 0
+        if not segments:
             raise Error(f"nothing to pronounce in {text[:80]!r}: give at least one letter, digit or character")
         ids = self.ids(pieces)
         unknown = [piece for piece, i in zip(pieces, ids, strict=True) if i == self.processor.unk_id()]
@@ -123,8 +157,8 @@ class TextFrontEnd:
             different = list(dict.fromkeys(unknown))
             names = ", ".join(map(repr, different[:20])) + (", ..." if len(different) > 20 else "")
             logger.warning("%d of %d pieces are not in the vocabulary: %s", len(unknown), len(pieces), names)
-        segments = split(pieces, budget, first)
-        return Analysis(normalized, pieces, ids, segments, [self.ids(segment) for segment in segments], unknown)
+        segment_ids = [self.ids(segment) for segment in segments]
+        return Analysis(" ".join(normalized), pieces, ids, segments, segment_ids, unknown, lead, tuple(after))
 
     def normalize(self, text: str, language: str | None = None) -> str:
         """Text as it is spoken: numbers, dates and units in words, terms by the glossary, few punctuation marks.

@@ -6,8 +6,8 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
+from pathlib import Path, PurePosixPath
 
 import jax
 import numpy as np
@@ -17,9 +17,11 @@ import soundfile
 from indextts_jax import audio, batch, cli, files, interrupts, pipeline, scheduling
 from indextts_jax.batch import Job, Refused
 from indextts_jax.errors import Error
-from indextts_jax.journal import Journal
-from indextts_jax.manifest import Defaults, item_seed
+from indextts_jax.journal import Journal, key
+from indextts_jax.manifest import Defaults, Item, item_seed
+from indextts_jax.request import Options
 from indextts_jax.shards import Shard
+from indextts_jax.timing import Stopwatch
 from tests import jobs
 from tests.jobs import KINDS, VOICE
 
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.whole
 
 COUNT = len(KINDS)
 FAIL = {i for i in range(COUNT) if KINDS[i].get("voice") == "broken.wav"}
+ITEM = Item(1, "a", "A.", VOICE, 0.0, None, 0, None, None, 120, 500, Options(), 0, PurePosixPath("a.wav"))
 DEFAULTS = Defaults(voice=VOICE, beams=1, max_codes=10, steps=1, seed=3)
 
 
@@ -102,6 +105,35 @@ def test_the_same_job_again_does_what_failed_and_what_is_missing(first, model, m
     assert (more.items, more.failed) == (len(FAIL), len(FAIL))
 
 
+def test_options_that_came_later_are_no_part_of_a_key_where_they_change_nothing(first, model):
+    """So journals that were written before they came still hold, where what was done before is asked for."""
+    asked, _, _ = first
+    with Journal.open(asked.journal) as journal, Stopwatch() as watch:
+        keys = batch._Run(asked, [model], journal, watch)._key
+    [item, *_] = asked.items()
+    plain = replace(item, options=replace(item.options, **batch.LATER))
+    own = {name: value for name, value in asdict(plain.options).items() if name not in (*batch.LATER, "batch")}
+    found = []
+
+    def note(**parts):
+        found.append(parts["options"])
+        return key(**parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "key", note)
+        old = keys(plain, None)
+        others = {keys(replace(plain, options=replace(plain.options, **{name: 1})), None) for name in batch.LATER}
+    assert found[0] == own
+    assert len(others - {old}) == len(batch.LATER)
+
+
+def test_pauses_are_part_of_a_key_where_a_text_has_any():
+    items = [replace(ITEM, text=text) for text in ("A.", "A. [pause 1s] B.", "A.\n\nB.", "A. [pause] B.")]
+    assert [batch._pauses(item) for item in items[:3]] == [{}, {"pauses": [0, 1000, None]}, {"pauses": [0, 500, None]}]
+    assert [batch._pauses(replace(item, paragraph_ms=0)) for item in items[:3:2]] == [{}, {}]
+    assert set(batch._pauses(items[3])) == {"pauses"}
+
+
 def test_a_changed_option_does_anew_what_it_changes(first, model, tmp_path, converted):
     rows = jobs.rows(3)
     asked = job(converted, tmp_path / "out", rows)
@@ -152,7 +184,7 @@ def same_bytes(converted, model, folder: Path, rows: list[dict], expected: dict[
 
 DEVICES = """
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import jax
 from indextts_jax import batch, devices, manifest
 from indextts_jax.model import Model, load

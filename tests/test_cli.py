@@ -70,7 +70,10 @@ def differences(out: Path, saved: Path, name: str) -> set[str]:
 def test_greedy_speech_equals_reference(converted, tmp_path, capsys):
     out, saved = tmp_path / "out.wav", tmp_path / "out.npz"
     noise = noise_file(tmp_path, "en_greedy")
-    assert speak(converted, out, "--greedy", "--max-codes", 40, "--flow-noise", noise, "--save", saved) == 0
+    assert (
+        speak(converted, out, "--greedy", "--max-codes", 40, "--fade-ms", 0, "--flow-noise", noise, "--save", saved)
+        == 0
+    )
     assert differences(out, saved, "en_greedy") == set()
     assert differences(out, saved, "zh_greedy_emotion_audio") == {"codes", "mel", "samples"}
     line = capsys.readouterr().out
@@ -102,7 +105,8 @@ def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
     tree["head"]["bias"] = tree["head"]["bias"].at[129].set(4.5)
     checkpoint.save(model, "gpt", cfg.gpt, tree)
     out, saved, noise = tmp_path / "out.wav", tmp_path / "out.npz", noise_file(tmp_path, "en_stop_greedy")
-    assert speak(model, out, "--greedy", "--max-codes", 60, "--flow-noise", noise, "--save", saved) == 0
+    settings = ["--greedy", "--max-codes", 60, "--fade-ms", 0]
+    assert speak(model, out, *settings, "--flow-noise", noise, "--save", saved) == 0
     assert differences(out, saved, "en_stop_greedy") == set()
 
 
@@ -180,12 +184,21 @@ def test_text_as_json(converted, capsys):
     assert run("text", TEXT, "--model", converted, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     [case] = [c for c in json.loads((FIXTURES / "golden" / "text_cases.json").read_text("utf-8")) if c["text"] == TEXT]
-    assert set(found) == {"normalized", "pieces", "ids", "segments"}
+    assert set(found) == {"normalized", "pieces", "ids", "segments", "lead", "pauses"}
     assert found["normalized"] == case["normalized"]
     assert (found["pieces"], found["ids"]) == (case["tiny"]["tokens"], case["tiny"]["ids"])
     assert found["segments"] == case["tiny"]["segments_120"]
     assert run("text", TEXT, "--model", converted, "--segment-tokens", 20) == 0
     assert "segment 1" in capsys.readouterr().out
+    said = "[pause 1s] Hello.\n\nYes. [pause 1.5s] No."
+    assert run("text", said, "--model", converted, "--paragraph-ms", 70) == 0
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if line[:1].strip()]
+    assert lines[1::2] == ["pause       1000 ms", "pause       70 ms", "pause       1500 ms"]
+    assert [line[:9] for line in lines[::2]] == ["normalize", *(f"segment {i}" for i in range(3))]
+    assert "PAUSE" not in shown
+    assert run("text", "One [pause 1h] two", "--model", converted) == 1
+    assert capsys.readouterr().err.startswith("indextts-jax: error: [pause 1h]: write a pause as [pause 500ms] or")
 
 
 def test_text_from_standard_input(converted, capsys, monkeypatch):

@@ -8,8 +8,8 @@ CONVERT = PACKAGE.parent / "convert"
 
 # From the bottom to the top. A package stands for its files, which may import each other where they make no circle.
 LAYERS = (
-    ("errors", "buckets", "timing", "models.layers"),
-    ("interrupts", "models", "features", "seeds", "yaml_file", "rules", "shards"),
+    ("errors", "buckets", "timing", "models.layers", "ends"),
+    ("interrupts", "models", "features", "seeds", "yaml_file", "rules", "shards", "pauses"),
     ("files",),
     ("config", "decoding", "text", "journal"),
     ("audio", "stages", "emotion", "checksums", "drawing"),

@@ -146,6 +146,7 @@ def test_a_row_without_settings_has_the_defaults_of_speak(folder: Path):
         language=None,
         glossary=None,
         segment_tokens=120,
+        paragraph_ms=500,
         options=Options(),
         silence_after_ms=0,
         output=PurePosixPath("line-000001.wav"),
@@ -156,7 +157,8 @@ EVERYTHING = {
     "id": "a", "text": "你好，\n\"world\".", "voice": "other.wav", "voice_start": 1.5, "output": "out/a.wav",
     "silence_after_ms": 300, "seed": 2**64 - 1, "emotion_vector": list(SAD), "emotion_weight": 0.4,
     "emotion_random": True, "emotion_normalize": False, "language": "zh", "glossary": "terms.yaml",
-    "segment_tokens": 60, "silence_ms": 0, "beams": 2, "greedy": False, "no_sample": False, "temperature": 1,
+    "segment_tokens": 60, "paragraph_ms": 0, "silence_ms": 0, "fade_ms": 5, "trim_tail": True,
+    "beams": 2, "greedy": False, "no_sample": False, "temperature": 1,
     "top_k": 0, "top_p": 0.5, "repetition_penalty": 2.5, "length_penalty": -1.0, "max_codes": 7, "retries": 3,
     "steps": 9, "cfg_rate": 0.25,
 }  # fmt: skip
@@ -174,7 +176,8 @@ def expected(folder: Path, line: int) -> Item:
         language="zh",
         glossary=folder / "terms.yaml",
         segment_tokens=60,
-        options=Options(Sampling(2, True, 0, 0.5, 1.0, 2.5, -1.0), 7, 3, 9, 0.25, 0),
+        paragraph_ms=0,
+        options=Options(Sampling(2, True, 0, 0.5, 1.0, 2.5, -1.0), 7, 3, 9, 0.25, 0, 5, True),
         silence_after_ms=300,
         output=PurePosixPath("out/a.wav"),
     )
@@ -208,13 +211,14 @@ def test_csv_is_read_by_the_same_table(folder: Path):
 def test_settings_of_the_command_line(folder: Path):
     defaults = {
         "voice": folder / "other.wav", "voice_start": 2.0, "language": "en", "glossary": folder / "terms.yaml",
-        "segment_tokens": 50, "silence_ms": 10, "beams": 4, "no_sample": True, "temperature": 0.5, "top_k": 3,
+        "segment_tokens": 50, "paragraph_ms": 7, "silence_ms": 10, "fade_ms": 0, "trim_tail": True,
+        "beams": 4, "no_sample": True, "temperature": 0.5, "top_k": 3,
         "top_p": 0.1, "repetition_penalty": 3.0, "length_penalty": 1.0, "max_codes": 9, "steps": 2, "cfg_rate": 0.1,
     }  # fmt: skip
     [found] = read(folder, {"text": "Hi"}, **defaults)
-    assert found.options == Options(Sampling(4, False, 3, 0.1, 0.5, 3.0, 1.0), 9, 0, 2, 0.1, 10)
+    assert found.options == Options(Sampling(4, False, 3, 0.1, 0.5, 3.0, 1.0), 9, 0, 2, 0.1, 10, 0, True)
     assert (found.voice, found.voice_start, found.language) == (folder / "other.wav", 2.0, "en")
-    assert (found.glossary, found.segment_tokens) == (folder / "terms.yaml", 50)
+    assert (found.glossary, found.segment_tokens, found.paragraph_ms) == (folder / "terms.yaml", 50, 7)
 
 
 def test_greedy_is_one_beam_without_sampling(folder: Path):

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
-from indextts_jax import audio, buckets, decoding, emotion, pipeline, scheduling
+from indextts_jax import audio, buckets, decoding, emotion, ends, pipeline, scheduling
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import s2mel
 from indextts_jax.render import gather, render, target_frames, text_batch
-from indextts_jax.request import Given, Options
+from indextts_jax.request import Given, Options, Result
+from indextts_jax.text import Analysis
 from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import feel, listen
 from tests.small import normal
 
 pytestmark = pytest.mark.whole
 
-GREEDY = Options(Sampling(beams=1, sample=False), max_codes=40)
+GREEDY = Options(Sampling(beams=1, sample=False), max_codes=40, fade_ms=0)
 KEY = jax.random.key(0)
 
 
@@ -85,7 +86,7 @@ def test_chinese_with_a_recorded_emotion_equals_reference(model, odd):
 def test_chinese_with_a_weighed_emotion_equals_reference(model, odd):
     """Three beams without sampling; from the reference's own emotion vector, and from our own, which is as near as
     the recording's style lets it be."""
-    arrays, options = golden("zh_beam3_emotion_vector"), Options(Sampling(sample=False), max_codes=40)
+    arrays, options = golden("zh_beam3_emotion_vector"), Options(Sampling(sample=False), max_codes=40, fade_ms=0)
     felt = Emotion((0.3, 0.0, 0.2, 0.0, 0.0, 0.1, 0.0, 0.1))
     assert relative(resolve(model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
     assert not differences(speak(model, CHINESE, odd, KEY, options, noise_of(arrays, 1), felt=felt), arrays)
@@ -110,6 +111,51 @@ def test_one_batch_mixes_emotions(model, voice):
         [alone] = pipeline.speak(model.params, model.cfg, [text], [voice], [KEY], options, [felt])
         assert relative(speech.samples, alone.samples) <= TOLERANCE["component"]
     assert len({tuple(np.round(speech.samples[:2000], 3)) for speech in together}) == 4
+
+
+# ---- joining --------------------------------------------------------------------------------------------------------
+
+
+def result(length, seed=0):
+    return Result(None, np.arange(3), True, 1, np.clip(0.3 * normal(seed, length), -1, 1))  # type: ignore[arg-type]
+
+
+def analysis(segments, lead=0, pauses=()):
+    return Analysis("", [], [], [[""]] * segments, [[1]] * segments, [], lead, pauses)
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_segments_and_silences_lie_where_they_are_said_to(tiny, monkeypatch, trim):
+    """With any pauses, to the sample; what is not a segment is silence."""
+    rng, rate = np.random.default_rng(5), tiny.cfg.mel.rate
+    monkeypatch.setattr(ends, "tail", lambda samples, rate: len(samples) - 50)
+    for _ in range(50):
+        results = [result(int(rng.integers(200, 2000)), int(rng.integers(1000))) for _ in range(rng.integers(1, 5))]
+        lead, usual, fade_ms = (int(n) for n in rng.integers(0, 300, 3))
+        pauses = tuple(None if n < 30 else int(n) for n in rng.integers(0, 99, len(results)))
+        options = Options(silence_ms=usual, fade_ms=fade_ms, trim_tail=trim)
+        speech = pipeline.join(tiny.cfg, results, options, analysis(len(results), lead, pauses))
+        position, left = rate * lead // 1000, speech.samples.copy()
+        for i, (one, segment, pause) in enumerate(zip(results, speech.segments, pauses, strict=True)):
+            kept = one.samples[: len(one.samples) - 50 * trim]
+            assert (segment.start, segment.end) == (position, position + len(kept))
+            np.testing.assert_array_equal(speech.samples[segment.start : segment.end], ends.fade(kept, rate, fade_ms))
+            left[segment.start : segment.end] = 0
+            between = usual * (i + 1 < len(results)) if pause is None else pause
+            position = segment.end + rate * between // 1000
+        assert len(speech.samples) == position
+        assert not left.any()
+
+
+def test_without_pauses_and_fade_the_samples_are_what_the_network_made(tiny):
+    results, options = [result(500, 1), result(700, 2)], Options(fade_ms=0)
+    for text in (None, analysis(2), analysis(2, 0, (None, None))):
+        speech = pipeline.join(tiny.cfg, results, options, text)
+        silence = np.zeros(4410, np.float32)
+        np.testing.assert_array_equal(speech.samples, np.concatenate([results[0].samples, silence, results[1].samples]))
+    faded = pipeline.join(tiny.cfg, results, Options())
+    assert [faded.samples[segment.end - 1] for segment in faded.segments] == [0, 0]
+    assert results[0].samples[-1] != 0
 
 
 # ---- one call after another -----------------------------------------------------------------------------------------
@@ -327,7 +373,11 @@ def test_what_does_not_fit_the_model_is_refused(model, voice):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_codes": 0}, {"batch": 0}, {"retries": -1}, {"steps": 0}, {"silence_ms": -1}, {"guidance": -0.1}]
+    "bad",
+    [
+        *({name: 0} for name in ("max_codes", "batch", "steps")),
+        *({name: -1} for name in ("retries", "silence_ms", "fade_ms", "guidance")),
+    ],
 )
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -12,6 +12,7 @@ from indextts_jax.cli.options import (
     add_common,
     add_device,
     add_emotion,
+    add_ends,
     add_model,
     add_rendering,
     add_sampling,
@@ -58,6 +59,7 @@ def add(commands: Any) -> None:
         help="an item without a seed has one from N and its id (%(default)s)",
     )
     add_silence(group)
+    add_ends(group)
     add_text(group)
     add_device(group)
     group = sub.add_argument_group("which items")

@@ -117,6 +117,14 @@ def add_text(group: Any) -> None:
         metavar="N",
         help="the most text pieces of a segment; longer texts are spoken in several (%(default)s)",
     )
+    group.add_argument(
+        "--paragraph-ms",
+        type=number(int, 0, 60_000),
+        default=500,
+        metavar="MS",
+        help="silence where a text has blank lines, unless a mark such as [pause 1.5s] stands there; 0: a blank line "
+        "is a space (%(default)s)",
+    )
 
 
 def add_voice_start(group: Any) -> None:
@@ -136,6 +144,20 @@ def add_silence(group: Any) -> None:
         default=200,
         metavar="MS",
         help="silence between the segments of a text (%(default)s)",
+    )
+
+
+def add_ends(group: Any) -> None:
+    """How a segment ends."""
+    group.add_argument(
+        "--fade-ms",
+        type=number(int, 0, 1000),
+        default=20,
+        metavar="MS",
+        help="fade-out at the end of each segment, against clicks; 0: none, as the reference (%(default)s)",
+    )
+    group.add_argument(
+        "--trim-tail", action="store_true", help="leave out hiss and silence after the last sound of each segment"
     )
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from indextts_jax import interrupts
 from indextts_jax.errors import Error, NotFound
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def read_settings(options: argparse.Namespace, batch: int | None, silence_ms: int = 0) -> "Options":
-    """The options of sampling and rendering."""
+def read_settings(options: argparse.Namespace, batch: int | None, **more: Any) -> "Options":
+    """The options of sampling and rendering; `more`: others, by their names in `Options`."""
     from indextts_jax.decoding import Sampling
     from indextts_jax.request import Options
 
@@ -49,8 +49,8 @@ def read_settings(options: argparse.Namespace, batch: int | None, silence_ms: in
         retries=options.retries,
         steps=options.steps,
         guidance=options.cfg_rate,
-        silence_ms=silence_ms,
         batch=batch,
+        **more,
     )
 
 

@@ -14,6 +14,7 @@ from indextts_jax.cli.options import (
     add_common,
     add_device,
     add_emotion,
+    add_ends,
     add_model,
     add_rendering,
     add_sampling,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from indextts_jax.models import Params
     from indextts_jax.pipeline import Audio
     from indextts_jax.request import Given, Options
-    from indextts_jax.text import Analysis
+    from indextts_jax.text import Analysis, TextFrontEnd
     from indextts_jax.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def add(commands: Any) -> None:
         "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
     )
     add_silence(group)
+    add_ends(group)
     add_text(group)
     add_device(group)
 
@@ -108,7 +110,8 @@ def run(options: argparse.Namespace) -> None:
     from indextts_jax.timing import Stopwatch
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
-    settings = read_settings(options, options.batch, options.silence_ms)
+    own = {name: getattr(options, name) for name in ("silence_ms", "fade_ms", "trim_tail")}
+    settings = read_settings(options, options.batch, **own)
     if options.output.suffix.lower() != ".wav":
         raise Error(f"--output {options.output}: a WAV file is written, so let its name end in .wav")
     inputs = {f"--{name}": getattr(options, name.replace("-", "_")) for name in INPUTS}
@@ -214,7 +217,11 @@ def analyse(options: argparse.Namespace, text: str) -> "Analysis":
     front = checkpoint.load_text(options.model)
     if options.glossary:
         front = dataclasses.replace(front, glossary=load_glossary(options.glossary))
-    return front.analyse(text, options.segment_tokens, language=options.language)
+    return read_by(front, options, text)
+
+
+def read_by(front: "TextFrontEnd", options: argparse.Namespace, text: str) -> "Analysis":
+    return front.analyse(text, options.segment_tokens, language=options.language, paragraph_ms=options.paragraph_ms)
 
 
 def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
@@ -230,7 +237,7 @@ def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
     vocabulary = options.random_init.parent / "bpe.model"
     if vocabulary.is_file():
         front = TextFrontEnd.load(vocabulary)
-        return Model(params, cfg, front), front.analyse(text, options.segment_tokens, language=options.language)
+        return Model(params, cfg, front), read_by(front, options, text)
     # Without a vocabulary, every byte is an id.
     pieces = [chr(2 + byte % (cfg.gpt.text_vocabulary - 3)) for byte in text.strip().encode()]
     if not pieces:

@@ -11,12 +11,12 @@ from indextts_jax.cli.speak import analyse
 
 def add(commands: Any) -> None:
     usage = "TEXT --model DIR [options]"
-    about = "Show what the text front end makes of a text: how it is read, its pieces and its segments."
+    about = "Show what the text front end makes of a text: how it is read, its pieces, its segments and its pauses."
     sub = command(commands, "text", run, about, usage)
     group = sub.add_argument_group("everyday")
     group.add_argument("text", metavar="TEXT", help="the text; - is standard input")
     add_model(group, required=True)
-    group.add_argument("--json", action="store_true", help="print normalized, pieces, ids and segments as JSON")
+    group.add_argument("--json", action="store_true", help="print all of it as JSON")
     add_text(group)
     add_common(sub)
 
@@ -24,9 +24,15 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     analysis = analyse(options, read_stdin() if options.text == "-" else options.text)
     if options.json:
-        fields = {name: getattr(analysis, name) for name in ("normalized", "pieces", "ids", "segments")}
+        shown = ("normalized", "pieces", "ids", "segments", "lead", "pauses")
+        fields = {name: getattr(analysis, name) for name in shown}
         print(json.dumps(fields, ensure_ascii=False))
         return
     print(f"normalized  {analysis.normalized}")
-    for i, (pieces, ids) in enumerate(zip(analysis.segments, analysis.segment_ids, strict=True)):
+    if analysis.lead:
+        print(f"pause       {analysis.lead} ms")
+    segments = zip(analysis.segments, analysis.segment_ids, analysis.pauses, strict=True)
+    for i, (pieces, ids, pause) in enumerate(segments):
         print(f"segment {i}   {' '.join(pieces)}\n            {' '.join(map(str, ids))}")
+        if pause is not None:
+            print(f"pause       {pause} ms")
