@@ -16,11 +16,13 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Audio": "pipeline",
+    "Chunk": "request",
     "Emotion": "emotion",
     "Error": "errors",
     "Model": "model",
     "Options": "request",
     "Sampling": "decoding",
+    "Streaming": "request",
     "Voice": "voice",
     "load": "model",
     "load_reader": "checkpoint",
@@ -28,11 +30,13 @@ _PLACES = {
 }
 __all__ = [
     "Audio",
+    "Chunk",
     "Emotion",
     "Error",
     "Model",
     "Options",
     "Sampling",
+    "Streaming",
     "Voice",
     "__version__",
     "load",
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     from indextts_jax.errors import Error
     from indextts_jax.model import Model, load
     from indextts_jax.pipeline import Audio
-    from indextts_jax.request import Options
+    from indextts_jax.request import Chunk, Options, Streaming
     from indextts_jax.voice import Voice, save_voice
 
 

@@ -60,7 +60,7 @@ PATIENCE = 600.0  # seconds to wait for a disk that is full
 MOST_PROBLEMS = 100  # that are shown
 SECONDS_PER_PIECE = 0.1  # of speech: what a plan estimates with
 # Options that came after the first journals, with what was done before: so set, they are no part of a key.
-LATER = {"fade_ms": 0, "trim_tail": False}
+LATER = {"fade_ms": 0, "trim_tail": False, "speed": 1.0}
 
 
 class Refused(Error):

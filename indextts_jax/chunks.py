@@ -24,10 +24,13 @@ from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.groups import Groups, Spoken, spoilt
 from indextts_jax.models import Params, bigvgan, gpt, s2mel
-from indextts_jax.render import TARGETS, gather, rung, spoken_frames, text_batch, to_chunk
+from indextts_jax.render import TARGETS, gather, spoken_frames, text_batch, to_chunk
 from indextts_jax.request import Chunk
 
 FADE = 8  # mel frames over which a chunk fades into the next
+# Few shapes, of which the first sound waits to be compiled: all codes of a segment are padded to one of these,
+CODES = (512, 1024, 1536, 2048)
+BLOCK = 64  # the second pass reads so many at once, and the flow has two lengths, of the first chunk and of the others.
 
 
 class Stream:
@@ -42,7 +45,7 @@ class Stream:
         self._params, self._cfg, self._row, self._streaming = params, cfg, row, streaming
         self._held = max(cfg.bigvgan.reach, FADE)  # frames at the end of a chunk that are solved again
         self._window = max(streaming.context, cfg.bigvgan.reach)
-        self._rungs = self._sizes()
+        self._sizes = self._lengths()
         self._voice = gather([row.request.voice])
         self._codes = self._end = self._heard = 0  # codes used; frames given, and how many of them are kept:
         # As bound to a device as what comes of the weights: other programs would be compiled for the first chunk.
@@ -80,21 +83,17 @@ class Stream:
     def _frames(self, codes: int) -> int:
         return spoken_frames(codes, self._row.request.options.speed)
 
-    def _sizes(self) -> list[int]:
-        """To how many frames the targets of chunks are padded: few lengths, whatever the segment's."""
-        sizes, codes, end = set(), 0, 0
-        while True:
-            bound = self._streaming.after(codes)
-            if (given := self._frames(bound) - self._held) < end + FADE:
-                least = "first_codes" if not codes else "hop"
+    def _lengths(self) -> tuple[int, int]:
+        """To how many frames the target of the first chunk is padded, and that of every other."""
+        first, hop = self._streaming.first_codes, self._streaming.hop
+        for name, codes, least in (("first_codes", first, self._held + FADE), ("hop", hop, FADE + 1)):
+            if self._frames(codes) < least:
                 raise Error(
-                    f"{least} is {getattr(self._streaming, least)}, which is too few: the last {self._held} frames of "
-                    f"a chunk are held back, since the vocoder hears as far, and {FADE} at least must be left"
+                    f"{name} is {codes}, which is too few: they become {self._frames(codes)} mel frames at this speed, "
+                    f"and {least} are needed"
                 )
-            sizes.add(bucket(self._frames(bound) - end + 1, TARGETS))
-            if codes and bound - codes == self._streaming.hop:
-                return sorted(sizes)
-            codes, end = bound, given
+        most = self._frames(hop) + 1 + self._held  # where a chunk begins decides how its last frame is rounded
+        return bucket(self._frames(first), TARGETS), bucket(most, TARGETS)
 
     def _at_once(self) -> Chunk:
         """All of a segment that is no longer than its first chunk, by the programs that make it otherwise."""
@@ -139,34 +138,32 @@ class Stream:
             voice, texts = self._voice, text_batch(self._cfg, [request.ids])
             self._prefix = gpt.prefix(params, gpt_cfg, voice.latents, voice.emotion, *texts)
             self._caches = gpt.prefill(params, gpt_cfg, self._prefix)[1]
-            self._latents = jnp.zeros((1, 1, gpt_cfg.width), self._prefix.embeddings.dtype)
-        new = len(codes) - self._fed
-        if not new:
-            return
-        before = np.concatenate([[gpt_cfg.start_code], codes])[self._fed : -1].astype(np.int32)
-        before = np.pad(before, (0, bucket(new, buckets.CODES) - new))[None]
-        slots = self._prefix.embeddings.shape[1]
-        need = slots + bucket(self._fed + before.shape[1], buckets.CODES)
-        if self._caches[0].k.shape[3] < need:
-            self._caches = gpt.widen(self._caches, need)
-        latents, self._caches = gpt.extend(
-            params, gpt_cfg, self._caches, slots, self._prefix.lengths, before, np.int32(self._fed)
-        )
-        self._latents = s2mel.join(self._latents, _one(self._fed), latents, bucket(len(codes), buckets.CODES))
-        self._fed = len(codes)
+            self._latents = jnp.zeros((1, CODES[0], gpt_cfg.width), self._prefix.embeddings.dtype)
+        slots, known = self._prefix.embeddings.shape[1], bucket(len(codes), CODES)
+        if self._caches[0].k.shape[3] < slots + known + BLOCK:
+            self._caches = gpt.widen(self._caches, slots + known + BLOCK)
+        before = np.concatenate([[gpt_cfg.start_code], codes[:-1], np.zeros(BLOCK)]).astype(np.int32)
+        while self._fed < len(codes):
+            latents, self._caches = gpt.extend(
+                params, gpt_cfg, self._caches, slots, self._prefix.lengths, before[None, self._fed : self._fed + BLOCK],
+                np.int32(self._fed),
+            )  # fmt: skip
+            self._latents = s2mel.join(self._latents, _one(self._fed), latents, known)
+            self._fed = min(self._fed + BLOCK, len(codes))
 
     def _solve(self, codes: np.ndarray, frames: int) -> Array:
         """The log-mel [1, F, M] of the frames from the last one given to so many."""
-        request, target = self._row.request, frames - self._end
-        size = next((size for size in self._rungs if size >= target), None) or bucket(target, TARGETS)
-        noise = s2mel.noise(request.keys[1][None], size, self._cfg.s2mel.mels, _one(self._end))
-        padded = np.pad(codes, (0, bucket(len(codes), buckets.CODES) - len(codes)))[None]
+        request, cfg = self._row.request, self._cfg
+        known, first = bucket(len(codes), CODES), not self._heard
+        size = self._sizes[0] if first else self._sizes[1]
+        packed = len(request.voice.mel) + size + (0 if first else self._window)
+        noise = s2mel.noise(request.keys[1][None], size, cfg.s2mel.mels, _one(self._end))
         guidance = np.array([request.options.guidance], np.float32)
         return to_chunk(
-            self._params, self._cfg, self._voice, jnp.asarray(padded), _one(len(codes)), self._latents, noise, self._spoken,
-            _one(self._heard), _one(self._end), _one(frames), request.options.steps, guidance,
-            bucket(len(request.voice.mel) + self._heard + target, buckets.FRAMES), bool(guidance[0]),
-            rung(len(codes), frames),
+            self._params, cfg, self._voice, jnp.asarray(np.pad(codes, (0, known - len(codes)))[None]),
+            _one(len(codes)), self._latents, noise, self._spoken, _one(self._heard), _one(self._end), _one(frames),
+            request.options.steps, guidance, bucket(packed, buckets.FRAMES), bool(guidance[0]),
+            bucket(self._frames(known) + 1, TARGETS),
         )  # fmt: skip
 
     def _give(self, samples: np.ndarray, codes: np.ndarray, last: bool) -> Chunk:

@@ -78,6 +78,7 @@ FIELDS = {
     "retries": Field("whole", 0, 100),
     "steps": Field("whole", 1, 10_000),
     "cfg_rate": Field("number", 0, 100),
+    "speed": Field("number", 0.5, 2),
 }
 SOURCES = ("emotion", "emotion_vector", "emotion_audio", "emotion_text", "emotion_from_text")  # of an emotion
 STRENGTHS = ("emotion_weight", "emotion_alpha")
@@ -116,6 +117,7 @@ class Defaults:
     retries: int = 0
     steps: int = 25
     cfg_rate: float = 0.7
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -552,6 +554,7 @@ class _Rows:
                 retries=self._of(given, "retries"),
                 steps=self._of(given, "steps"),
                 guidance=self._of(given, "cfg_rate"),
+                speed=self._of(given, "speed"),
                 silence_ms=self._of(given, "silence_ms"),
                 fade_ms=self._of(given, "fade_ms"),
                 trim_tail=self._of(given, "trim_tail"),

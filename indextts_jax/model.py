@@ -5,7 +5,7 @@ voice = model.listen("voice.wav")
 model.speak("Hello.", voice, seed=0).save("hello.wav")
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from indextts_jax import audio, checkpoint, emotion, pipeline, voice
+from indextts_jax import audio, checkpoint, emotion, pipeline, streaming, voice
 from indextts_jax.audio import Recording
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import COMPONENTS, Params, default_dtype
 from indextts_jax.pipeline import Audio
-from indextts_jax.request import Options
+from indextts_jax.request import Chunk, Options, Streaming
 from indextts_jax.text import TextFrontEnd
 from indextts_jax.voice import Voice
 
@@ -98,6 +98,19 @@ class Model:
         felt = [_felt(one) for one in each(emotion)]
         spoken = pipeline.speak(self.params, self.cfg, analysed, each(voice), each(seed), options, felt)
         return spoken[0] if isinstance(text, str) else spoken
+
+    def stream(
+        self,
+        text: str,
+        voice: Voice,
+        seed: int = 0,
+        emotion: Emotion | str | None = None,
+        options: Options | None = None,
+        chunks: Streaming | None = None,
+    ) -> Iterator[Chunk]:
+        """Speak a text, and give its samples in chunks while it is being made: see `streaming.stream`."""
+        analysed = self.text.analyse(text)
+        return streaming.stream(self.params, self.cfg, analysed, voice, seed, options, _felt(emotion), chunks)
 
 
 def _felt(given: Emotion | str | None) -> Emotion | None:

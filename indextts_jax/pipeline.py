@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
 from indextts_jax.models import Params
+from indextts_jax.render import spoken_frames
 from indextts_jax.request import NOTHING, Given, Options, Request, Result
 from indextts_jax.text import Analysis
 from indextts_jax.voice import Voice
@@ -60,6 +62,7 @@ def speak(
     emotions: Sequence[Emotion | None] | None = None,
     given: Sequence[Sequence[Given]] | None = None,
     progress: Progress = lambda stage, done, total: None,
+    duration: float | None = None,
 ) -> list[Audio]:
     """Speak each text in its voice: texts (`TextFrontEnd.analyse`), voices and keys are parallel; -> one Audio each.
 
@@ -67,8 +70,9 @@ def speak(
 
     The segments of all texts are drawn side by side, `options.batch` at a time, and rendered as they end. The same
     text, voice, key and options give the same audio but for rounding, whatever stands beside them. `emotions`: one per
-    text, None for the voice's own. `given`: per text, per segment, what replaces a stage. Raises Error for what does
-    not fit the model or cannot be spoken.
+    text, None for the voice's own. `given`: per text, per segment, what replaces a stage. duration: seconds of each
+    text, silences included, exact to half a mel frame; its codes are drawn as without it, and spoken as much faster or
+    slower as that needs, at most twice. Raises Error for what does not fit the model or cannot be spoken.
     """
     options = options or Options()
     given = given or [[NOTHING] * len(text.segments) for text in texts]
@@ -89,16 +93,52 @@ def speak(
     def tick(drawn: int, finished: int) -> None:
         progress("drawing codes" if drawn < len(asked) else "rendering", drawn + finished, 2 * len(asked))
 
-    found: dict[int, Result] = {}
-    for result in scheduling.run(params, cfg, asked, batch, mels=True, tick=tick):
-        assert isinstance(result, Result)
-        if result.error is not None:
-            raise result.error
-        found[id(result.request)] = result
+    def run(requests: Sequence[Request]) -> list[Result]:
+        """The results of requests, in their order."""
+        found: dict[int, Result] = {}
+        for result in scheduling.run(params, cfg, requests, batch, mels=True, tick=tick):
+            assert isinstance(result, Result)
+            if result.error is not None:
+                raise result.error
+            found[id(result.request)] = result
+        return [found[id(request)] for request in requests]
+
+    if duration is None:
+        results = run(asked)
+    else:
+        drawn = run([replace(request, codes_only=True) for request in asked])
+        timed: list[Request] = []
+        for t, text in enumerate(texts):
+            own = [result for result in drawn if result.request.tag == t]
+            lengths = fitted(
+                cfg, [len(result.codes) for result in own], duration, silences(cfg, len(own), options, text)
+            )
+            for result, frames in zip(own, lengths, strict=True):
+                codes = result.request.given._replace(codes=result.codes)
+                timed.append(replace(result.request, given=codes, frames=frames, codes_only=False))
+        results = [
+            result._replace(stopped=first.stopped, attempts=first.attempts)
+            for result, first in zip(run(timed), drawn, strict=True)
+        ]
     return [
-        join(cfg, [found[id(request)] for request in asked if request.tag == t], options, text)
+        join(cfg, [result for result in results if result.request.tag == t], options, text)
         for t, text in enumerate(texts)
     ]
+
+
+def fitted(cfg: Config, codes: Sequence[int], seconds: float, silence: Sequence[np.ndarray]) -> list[int]:
+    """The mel frames of segments of so many codes that together with the silences take so many seconds.
+
+    Each gets its share by its codes, to the frame. Raises Error where that is more than twice as fast or slow as the
+    codes say.
+    """
+    rate, hop, quiet = cfg.mel.rate, cfg.bigvgan.hop, sum(map(len, silence))
+    own, total = [spoken_frames(n) for n in codes], round((seconds * rate - quiet) / hop)
+    if not sum(own) / 2 <= total <= sum(own) * 2:
+        low, high = ((sum(own) * factor * hop + quiet) / rate for factor in (0.5, 2.0))
+        raise Error(f"a duration of {seconds:g} s is out of reach: this text can take {low:.2f} to {high:.2f} s")
+    ends = np.round(np.cumsum([0, *own]) * (total / sum(own))).astype(int)
+    return np.diff(ends).tolist()
 
 
 def requests(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from debug.golden import relative
 from indextts_jax import pipeline, scheduling
 from indextts_jax.decoding import Sampling
 from indextts_jax.render import spoken_frames

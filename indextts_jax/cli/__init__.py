@@ -39,7 +39,8 @@ def run_command(command: Callable[[argparse.Namespace], None], options: argparse
             command(options)
     except KeyboardInterrupt as error:
         status = error.status if isinstance(error, interrupts.Interrupted) else 130
-        return _fail("interrupted; an output file that is there is complete", status)
+        notes = getattr(error, "__notes__", ["an output file that is there is complete"])
+        return _fail(f"interrupted; {notes[0]}", status)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -17,6 +17,7 @@ from indextts_jax.cli.options import (
     add_rendering,
     add_sampling,
     add_silence,
+    add_speed,
     add_text,
     add_voice_start,
     command,
@@ -58,6 +59,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="an item without a seed has one from N and its id (%(default)s)",
     )
+    add_speed(group)
     add_silence(group)
     add_ends(group)
     add_text(group)

@@ -27,7 +27,7 @@ def command(commands: Any, name: str, run: Callable[..., None], text: str, usage
     sub = commands.add_parser(
         name, help=text, description=text, prog=f"indextts-jax {name}", usage=f"%(prog)s {usage}", add_help=False
     )
-    sub.set_defaults(command=run)
+    sub.set_defaults(command=run, parser=sub)
     return sub
 
 
@@ -134,6 +134,16 @@ def add_voice_start(group: Any) -> None:
         default=0.0,
         metavar="SECONDS",
         help="where in a long recording to begin to listen (%(default)s)",
+    )
+
+
+def add_speed(group: Any) -> None:
+    group.add_argument(
+        "--speed",
+        type=number(float, 0.5, 2),
+        default=1.0,
+        metavar="X",
+        help="how much faster to speak, 0.5 to 2; the codes stay the same (%(default)s)",
     )
 
 

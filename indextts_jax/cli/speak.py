@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from indextts_jax.cli.options import (
     add_rendering,
     add_sampling,
     add_silence,
+    add_speed,
     add_text,
     add_voice_start,
     command,
@@ -36,6 +38,7 @@ from indextts_jax.cli.shared import (
     read_settings,
     read_stdin,
 )
+from indextts_jax.cli.stream import STDOUT, add_stream, check_stream, play
 from indextts_jax.errors import Error, NotFound, shown
 
 if TYPE_CHECKING:
@@ -69,18 +72,25 @@ def add(commands: Any) -> None:
     text = group.add_mutually_exclusive_group()
     text.add_argument("--text", metavar="TEXT", help="what to say (default: standard input)")
     text.add_argument("--text-file", type=Path, metavar="FILE", help="file that holds what to say, in UTF-8")
-    group.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="WAV file to write: 22.05 kHz, mono, 16 bit"
-    )
+    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="WAV file to write: 22.05 kHz, mono, 16 bit")
     group.add_argument("--force", action="store_true", help="replace output files that exist")
     group.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
+    )
+    pace = group.add_mutually_exclusive_group()
+    add_speed(pace)
+    pace.add_argument(
+        "--duration",
+        type=number(float, 0.1, 86_400),
+        metavar="SECONDS",
+        help="how long the sound is to be, silences included: it is spoken up to twice as fast or slow",
     )
     add_silence(group)
     add_ends(group)
     add_text(group)
     add_device(group)
 
+    add_stream(sub)
     add_emotion(sub)
     add_sampling(sub)
     group = sub.add_argument_group("rendering and research")
@@ -107,12 +117,16 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from indextts_jax import audio, pipeline
     from indextts_jax.emotion import Emotion
+    from indextts_jax.streaming import stream
     from indextts_jax.timing import Stopwatch
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
-    own = {name: getattr(options, name) for name in ("silence_ms", "fade_ms", "trim_tail")}
+    begin, streaming = time.perf_counter(), check_stream(options)
+    if options.output is None and options.stream != STDOUT:
+        options.parser.error("the following arguments are required: -o/--output")
+    own = {name: getattr(options, name) for name in ("silence_ms", "fade_ms", "trim_tail", "speed")}
     settings = read_settings(options, options.batch, **own)
-    if options.output.suffix.lower() != ".wav":
+    if options.output is not None and options.output.suffix.lower() != ".wav":
         raise Error(f"--output {options.output}: a WAV file is written, so let its name end in .wav")
     inputs = {f"--{name}": getattr(options, name.replace("-", "_")) for name in INPUTS}
     check_plot(options.plot)
@@ -134,9 +148,18 @@ def run(options: argparse.Namespace) -> None:
             voice = model.listen(options.voice if recording is None else recording)
             if felt is not None and not isinstance(felt, Emotion):
                 felt = model.feel(felt, 1.0 if options.emotion_alpha is None else options.emotion_alpha)
+            if streaming is not None:
+                chunks = stream(
+                    model.params, model.cfg, analysis, voice, options.seed, settings, felt, streaming, interrupts.check
+                )
+                done = play(options, chunks, model.cfg.mel.rate, begin)
+                if not options.quiet:
+                    print(done, file=sys.stderr if options.stream == STDOUT else sys.stdout)
+                return
             [speech] = pipeline.speak(
-                model.params, model.cfg, [analysis], [voice], [options.seed], settings, [felt], given, progress
-            )
+                model.params, model.cfg, [analysis], [voice], [options.seed], settings, [felt], given, progress,
+                options.duration,
+            )  # fmt: skip
     interrupts.check()
     if options.save:
         _save(options.save, speech)
@@ -221,7 +244,13 @@ def analyse(options: argparse.Namespace, text: str) -> "Analysis":
 
 
 def read_by(front: "TextFrontEnd", options: argparse.Namespace, text: str) -> "Analysis":
-    return front.analyse(text, options.segment_tokens, language=options.language, paragraph_ms=options.paragraph_ms)
+    return front.analyse(
+        text,
+        options.segment_tokens,
+        getattr(options, "first_segment_tokens", 0),
+        options.language,
+        options.paragraph_ms,
+    )
 
 
 def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
