@@ -267,6 +267,12 @@ def to_int16(samples: np.ndarray | Array) -> np.ndarray:
 FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS")}
 
 
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """The kind of `FORMATS` that the name of a file ends in; None for another end."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    return kind if kind in FORMATS else None
+
+
 def write_wav(path: str | os.PathLike[str], samples: np.ndarray, rate: int = MEL_RATE) -> None:
     """Write samples [N] int16 as a mono WAV file that appears only once it is complete.
 

@@ -89,6 +89,7 @@ class Job:
     attempts: int = 3  # to speak an item, over all runs
     joined: Path | None = None  # one file of all outputs, in the manifest's order
     subtitles: tuple[Path, ...] = ()  # of it
+    normalize: float | None = None  # LUFS of each output; None: as it is spoken
 
     @property
     def suffix(self) -> str:
@@ -331,9 +332,10 @@ class Work:
 class Speaker:
     """Makes requests of items, and audio of their results. For one thread at a time, but for `encoded`."""
 
-    def __init__(self, model: Model, hearing: Hearing, kind: str, rate: int | None):
+    def __init__(self, model: Model, hearing: Hearing, kind: str, rate: int | None, normalize: float | None = None):
+        """normalize: the loudness of what it makes, LUFS."""
         self.hearing, self.texts = hearing, Texts(model.text)
-        self._model, self._kind, self._rate = model, kind, rate
+        self._model, self._how = model, (kind, rate, normalize)
 
     def begin(self, work: Work, heard: Heard) -> None:
         """Make the requests of an item. Raises Error."""
@@ -351,7 +353,7 @@ class Speaker:
         if error := next((result.error for result in work.results if result.error), None):
             raise error
         speech = pipeline.join(self._model.cfg, work.results, work.item.options, work.text)
-        return audio.encode(speech.samples, speech.rate, self._kind, self._rate), len(speech.samples) / speech.rate
+        return speech.encode(*self._how), len(speech.samples) / speech.rate
 
 
 def run(
@@ -382,13 +384,13 @@ class _Run:
         self._cfg: Config = models[0].cfg
         params = models[0].params
         heard = Hearing(models[0], job.model, job.folder / KEPT, dtype_of(params["gpt"]))
-        self._speaker = Speaker(models[0], heard, job.kind, job.rate)
+        self._speaker = Speaker(models[0], heard, job.kind, job.rate, job.normalize)
         self._same = {
             "model": hearing.model_digest(job.model),
             "dtype": precision(params),
             "kind": job.kind,
             "rate": job.rate,
-        }
+        } | ({} if job.normalize is None else {"normalize": job.normalize})
         self._known = known(job)
         self._writing = _Writing(job, {record.output for record in self._known.values()})
         self._lock = threading.Lock()  # of the summary

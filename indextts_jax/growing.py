@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
+import soxr
 
 from indextts_jax.audio import to_int16
 from indextts_jax.errors import Error
@@ -22,23 +23,27 @@ class Closed(Error):
 
 
 class Growing:
-    """Samples of `rate` Hz, mono and 16 bit, on their way to an open file without a buffer; `name`: in messages.
+    """Samples, mono and 16 bit, on their way to an open file without a buffer; `name`: what messages call it.
 
-    header: with that of a WAV file, whose sizes are written at the end if the file can seek; else samples alone.
+    They come at `rate` Hz and are written at `target` Hz. header: with that of a WAV file, whose sizes are written at
+    the end if the file can seek; else samples alone.
     """
 
-    def __init__(self, file: BinaryIO, rate: int, name: str, header: bool = True):
-        self._file, self._rate, self._name, self._header = file, rate, name, header
+    def __init__(self, file: BinaryIO, rate: int, target: int, name: str, header: bool = True):
+        self._file, self._rate, self._name, self._header = file, target, name, header
+        self._resample = None if target == rate else soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
         self.samples = 0  # written so far
         if header:
-            self._write(_wav_header(rate, None))
+            self._write(_wav_header(target, None))
 
     @property
     def seconds(self) -> float:
         return self.samples / self._rate
 
-    def write(self, samples: np.ndarray) -> None:
+    def write(self, samples: np.ndarray, last: bool) -> None:
         """Add samples [N] float32 in -1..1, and see that they can be heard. Raises FileError, Closed."""
+        if self._resample is not None:
+            samples = self._resample.resample_chunk(samples, last=last)
         self._write(to_int16(samples).astype("<i2").tobytes())
         self.samples += len(samples)
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -18,6 +19,7 @@ from indextts_jax import files, interrupts
 from indextts_jax.audio import AudioError, Encoder
 from indextts_jax.errors import Error, shown
 from indextts_jax.files import FileError, reason
+from indextts_jax.text import CJK
 
 MOST_WAV_BYTES = 2**32 - 2**12  # its sizes have 32 bits; what goes beyond (RF64) many players do not read
 _BLOCK = 1 << 16  # samples
@@ -106,6 +108,22 @@ def _read(path: Path, rate: int, write: Callable[[np.ndarray], None]) -> None:
 # ---- subtitles ------------------------------------------------------------------------------------------------------
 
 
+def words(cue: Cue) -> tuple[Cue, ...]:
+    """The words of a cue, each CJK character one, with estimates of where they are spoken: from its start to its end.
+
+    Each takes a share by its length: a letter or mark counts 1, a digit or CJK character 3, which is a syllable.
+    """
+    found = [word for word in _WORD.findall(cue.text) if word]
+    ends = list(accumulate(sum(3 if _SYLLABLE.match(c) else 1 for c in word) for word in found))
+    edges = [cue.start + (cue.end - cue.start) * end // ends[-1] for end in [0, *ends]] if ends else []
+    return tuple(Cue(*place, word) for word, place in zip(found, pairwise(edges), strict=True))
+
+
+def write(path: Path, cues: Iterable[Cue], rate: int) -> None:
+    """Write cues as subtitles, .srt or by the path .vtt, there with the times of `words`. Raises FileError."""
+    files.write_whole(path, _all(path.suffix.lower(), cues, rate, True).encode())
+
+
 def srt(cues: Iterable[Cue], rate: int) -> str:
     """Subtitles as SubRip has them, of cues in their order; those without a text are left out.
 
@@ -115,13 +133,16 @@ def srt(cues: Iterable[Cue], rate: int) -> str:
     return _all(".srt", cues, rate)
 
 
-def vtt(cues: Iterable[Cue], rate: int) -> str:
-    """Subtitles as WebVTT has them: as `srt`, but & and < and > are escaped."""
-    return _all(".vtt", cues, rate)
+def vtt(cues: Iterable[Cue], rate: int, stamped: bool = False) -> str:
+    """Subtitles as WebVTT has them: as `srt`, but & and < and > are escaped.
+
+    stamped: before each word but the first stands the time when it begins, by the estimate of `words`.
+    """
+    return _all(".vtt", cues, rate, stamped)
 
 
-def _all(suffix: str, cues: Iterable[Cue], rate: int) -> str:
-    layout = _Layout(suffix, rate)
+def _all(suffix: str, cues: Iterable[Cue], rate: int, stamped: bool = False) -> str:
+    layout = _Layout(suffix, rate, stamped)
     return _FORMATS[suffix].header + "".join(map(layout.block, cues))
 
 
@@ -135,16 +156,21 @@ class _Format(NamedTuple):
 _FORMATS = {
     ".srt": _Format("", ",", True, lambda text: re.sub("--+>", "->", text)),
     ".vtt": _Format(
-        "WEBVTT\n\n", ".", False, lambda text: text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        "WEBVTT\n\n",
+        ".",
+        False,
+        lambda text: text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
     ),
 }
+_SYLLABLE = re.compile(rf"\d|(?=[{CJK}])\w")
+_WORD = re.compile(rf"[^\w\s]*[{CJK}][^\w\s]*|[^\s{CJK}]+[^\w\s]*")
 
 
 class _Layout:
     """Makes the text of one cue after another."""
 
-    def __init__(self, suffix: str, rate: int):
-        self._format, self._rate = _FORMATS[suffix], rate
+    def __init__(self, suffix: str, rate: int, stamped: bool = False):
+        self._format, self._rate, self._stamped = _FORMATS[suffix], rate, stamped and suffix == ".vtt"
         self._number, self._end = 0, 0  # of the last cue; ms
 
     def block(self, cue: Cue) -> str:
@@ -155,8 +181,18 @@ class _Layout:
         self._end = max(self._milliseconds(cue.end), start + 1)
         self._number += 1
         number = f"{self._number}\n" if self._format.numbered else ""
-        text = self._format.escape("\n".join(lines))
+        text = self._text("\n".join(lines), words(cue) if self._stamped else (), start)
         return f"{number}{self._time(start)} --> {self._time(self._end)}\n{text}\n\n"
+
+    def _text(self, text: str, stamped: Iterable[Cue], last: int) -> str:
+        """The text, with times before those words that begin later than `last`, and than one another, and in time."""
+        parts, done = [], 0
+        for word in stamped:
+            at, time = text.find(word.text, done), self._milliseconds(word.start)
+            if at >= 0 and last < time < self._end:
+                parts += [self._format.escape(text[done:at]), f"<{self._time(time)}>"]
+                done, last = at, time
+        return "".join([*parts, self._format.escape(text[done:])])
 
     def _milliseconds(self, sample: int) -> int:
         return (2000 * sample + self._rate) // (2 * self._rate)  # exact, halves up

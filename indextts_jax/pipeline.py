@@ -10,16 +10,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
-from indextts_jax import audio, emotion, ends, scheduling, seeds
+from indextts_jax import audio, emotion, ends, files, joining, loudness, scheduling, seeds
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
+from indextts_jax.joining import Cue
 from indextts_jax.models import Params
 from indextts_jax.render import spoken_frames
 from indextts_jax.request import NOTHING, Given, Options, Request, Result
@@ -35,6 +37,17 @@ class Segment(NamedTuple):
     start: int  # first sample
     end: int  # one past the last
     stopped: bool  # False: cut off by the limit on codes
+    text: str = ""  # what is spoken, normalised
+
+    @property
+    def cue(self) -> Cue:
+        """Its text, for subtitles."""
+        return Cue(self.start, self.end, self.text)
+
+    @property
+    def words(self) -> tuple[Cue, ...]:
+        """The words of its text, each with its first sample and one past its last: estimates, see `joining.words`."""
+        return joining.words(self.cue)
 
 
 class Audio(NamedTuple):
@@ -44,9 +57,25 @@ class Audio(NamedTuple):
     rate: int  # Hz
     segments: tuple[Segment, ...]
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write a WAV file, mono and 16 bit, that appears only once it is complete. Raises `Error`."""
-        audio.write_wav(path, audio.to_int16(self.samples), self.rate)
+    def encode(self, kind: str = "wav", rate: int | None = None, lufs: float | None = None) -> bytes:
+        """A file of `audio.FORMATS`, mono and 16 bit: at `rate` Hz (default: its own), of a loudness of `lufs` LUFS
+        (default: as it is), see `loudness.normalize`. Raises `Error`.
+        """
+        samples = self.samples if lufs is None else loudness.normalize(self.samples, self.rate, lufs)
+        return audio.encode(samples, self.rate, kind, rate)
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        kind: str | None = None,
+        rate: int | None = None,
+        lufs: float | None = None,
+    ) -> None:
+        """Write a file that appears only once it is complete, as `encode` makes it. Raises `Error`.
+
+        kind: None is what the name ends in, .flac or .ogg, else WAV.
+        """
+        files.write_whole(Path(path), self.encode(kind or audio.kind_of(path) or "wav", rate, lufs))
 
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
@@ -170,9 +199,10 @@ def join(cfg: Config, results: Sequence[Result], options: Options, text: Analysi
     """The segments of a text, one after another, each as `ended` leaves it, with the silence of `silences` around."""
     silence = silences(cfg, len(results), options, text)
     parts, segments, at = [silence[0]], [], len(silence[0])
-    for result, after in zip(results, silence[1:], strict=True):
+    texts = text.texts if text is not None and text.texts else [""] * len(results)
+    for result, spoken, after in zip(results, texts, silence[1:], strict=True):
         samples = ended(cfg, result, options)
-        segments.append(Segment(result.codes, result.mel, at, at + len(samples), result.stopped))
+        segments.append(Segment(result.codes, result.mel, at, at + len(samples), result.stopped, spoken))
         parts += [samples, after]
         at += len(samples) + len(after)
     return Audio(np.concatenate(parts), cfg.mel.rate, tuple(segments))

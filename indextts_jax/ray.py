@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from indextts_jax import devices, files, manifest, models, warmup
+from indextts_jax import devices, files, loudness, manifest, models, warmup
 from indextts_jax.audio import FORMATS
 from indextts_jax.batch import KEPT, Work
 from indextts_jax.batch import Speaker as Maker
@@ -54,8 +54,9 @@ class Speaker:
     model: a converted one, where every worker finds it. voice and `defaults`: as in `manifest.Defaults`, for rows that
     leave them out. batch: as in `scheduling.run`, on each device of the worker. format: of `audio.FORMATS`, at
     `sample_rate` Hz (default: the model's). output_dir: a folder, made if need be, for files of audio; without it audio
-    is a column of bytes. dtype: as in `model.load`. Relative paths start at the working folder of the worker. Raises
-    `Error` for what cannot be used.
+    is a column of bytes. dtype: as in `model.load`. normalize: the loudness of the audio in LUFS, see
+    `loudness.normalize`. Relative paths start at the working folder of the worker. Raises `Error` for what cannot be
+    used.
     """
 
     def __init__(
@@ -67,10 +68,13 @@ class Speaker:
         format: str = "wav",
         sample_rate: int | None = None,
         dtype: Any = None,
+        normalize: float | None = None,
         **defaults: Any,
     ):
         if format not in FORMATS:
             raise Error(f"format is {short(format)}, but must be one of {', '.join(FORMATS)}")
+        if normalize is not None:
+            loudness.require("normalize")
         self._batch, self._suffix = batch, f".{format}"
         self._folder = None if output_dir is None else Path(output_dir)
         self._defaults = _defaults(defaults | ({} if voice is None else {"voice": voice}))
@@ -84,7 +88,7 @@ class Speaker:
         self._cfg, self._params = loaded.cfg, copies
         own = Model(copies[0], loaded.cfg, loaded.text)
         hearing = Hearing(own, Path(model), self._folder and self._folder / KEPT, dtype)
-        self._maker = Maker(own, hearing, format, sample_rate)
+        self._maker = Maker(own, hearing, format, sample_rate, normalize)
 
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Speak rows, given as columns: -> a row for each, in their order, as columns.

@@ -16,6 +16,7 @@ from jax import Array
 from indextts_jax import ends, pipeline, scheduling
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
+from indextts_jax.joining import Cue
 from indextts_jax.models import Params
 from indextts_jax.request import Chunk, Options, Result, Streaming
 from indextts_jax.text import Analysis
@@ -32,6 +33,7 @@ def stream(
     felt: Emotion | None = None,
     streaming: Streaming | None = None,
     tick: Callable[[], None] = lambda: None,
+    said: Callable[[Cue], None] = lambda cue: None,
 ) -> Iterator[Chunk]:
     """Speak a text as `pipeline.speak` does, and give its samples as soon as they are made.
 
@@ -39,8 +41,8 @@ def stream(
     silence after it, too. The codes are those of `speak`; the samples are those of `speak` where a segment is one
     chunk, and else lie near them (docs/streaming.md). `options.batch` segments are drawn side by side (default: 1, so
     that the first is not kept waiting); what is held does not grow with the text. tick: called now and then; what it
-    raises ends the stream. Raises Error for what does not fit the model or cannot be spoken, once all before it is
-    given.
+    raises ends the stream. said: called with the text of a segment and its place, when its last chunk is given. Raises
+    Error for what does not fit the model or cannot be spoken, once all before it is given.
     """
     options, streaming = options or Options(), streaming or Streaming()
     asked = [
@@ -48,7 +50,9 @@ def stream(
         for i, request in enumerate(pipeline.requests(params, cfg, text, voice, key, options, felt))
     ]
     before, *after = pipeline.silences(cfg, len(asked), options, text)
+    texts = text.texts or [""] * len(asked)
     at, segment = 0, 0  # the next sample, and the segment whose turn it is
+    begin = len(before)  # its first sample
     given: list[np.ndarray] = []  # of that segment
     waiting: dict[int, deque[Chunk | Result]] = {}
     for found in scheduling.run(params, cfg, asked, options.batch or 1, tick=lambda *_: tick()):
@@ -62,6 +66,9 @@ def stream(
             samples = piece.samples
             if piece.last:
                 samples = _ended(samples, given, cfg.mel.rate, options)
+                end = at + len(before) + len(samples)
+                said(Cue(begin, end, texts[segment]))
+                begin = end + len(after[segment])
                 samples = np.concatenate([samples, after[segment]])
                 segment, given = segment + 1, []
             elif options.trim_tail:

@@ -7,6 +7,7 @@ the reference's `indextts/utils/front.py` and `common.py`, whose quirks are kept
 import logging
 import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,7 @@ class Analysis(NamedTuple):
     # Parallel to the segments: ms of silence after each. None: what the options have between segments, and nothing
     # after the last; as if all were None where it is empty.
     pauses: tuple[int | None, ...] = ()
+    texts: tuple[str, ...] = ()  # parallel to the segments: what each holds of the normalised text
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class TextFrontEnd:
         pieces: list[str] = []
         segments: list[list[str]] = []
         after: list[int | None] = []  # the segments
+        texts: list[str] = []
         for part, silence in zip(parts, silences, strict=True):
             if len(parts) == 1 and len(part.strip()) == 1:  # the reference neither normalises nor upper-cases it
                 read, own = part.strip(), self.processor.encode(part, out_type=str)
@@ -144,6 +147,7 @@ class TextFrontEnd:
                 normalized.append(read)
                 pieces += own
                 segments += cut
+                texts += written(read, cut)
                 after += [*[None] * (len(cut) - 1), silence]
             elif after:
                 after[-1] = (after[-1] or 0) + (silence or 0)
@@ -158,7 +162,9 @@ class TextFrontEnd:
             names = ", ".join(map(repr, different[:20])) + (", ..." if len(different) > 20 else "")
             logger.warning("%d of %d pieces are not in the vocabulary: %s", len(unknown), len(pieces), names)
         segment_ids = [self.ids(segment) for segment in segments]
-        return Analysis(" ".join(normalized), pieces, ids, segments, segment_ids, unknown, lead, tuple(after))
+        return Analysis(
+            " ".join(normalized), pieces, ids, segments, segment_ids, unknown, lead, tuple(after), tuple(texts)
+        )
 
     def normalize(self, text: str, language: str | None = None) -> str:
         """Text as it is spoken: numbers, dates and units in words, terms by the glossary, few punctuation marks.
@@ -241,6 +247,27 @@ def split(pieces: list[str], budget: int = 120, first: int = 0) -> list[list[str
         else:
             segments.append(part)
     return segments
+
+
+def written(normalized: str, segments: Iterable[Iterable[str]]) -> list[str]:
+    """What each segment of a normalised text's pieces holds of it, in its own letters and spaces.
+
+    Pieces are upper case, and spaces stand around each Chinese character. Where they hold other characters, since the
+    vocabulary replaces some, it is the pieces as they are.
+    """
+    spelt = ((unicodedata.normalize("NFKC", c).upper(), i) for i, c in enumerate(normalized))  # as the vocabulary does
+    places = [(letter, i) for part, i in spelt for letter in part if not letter.isspace()]
+    letters = "".join(letter for letter, _ in places)
+    found, at = [], 0
+    for pieces in segments:
+        shown = "".join(pieces).replace("▁", " ").strip()
+        own = "".join(shown.split())
+        # One back where an apostrophe is in two segments, see `split`; further on after other characters.
+        begin = at if letters.startswith(own, at) else letters.find(own, max(0, at - 1), at + 2 * len(own) + 20)
+        end = begin + len(own)
+        found.append(shown if begin < 0 or not own else normalized[places[begin][1] : places[end - 1][1] + 1])
+        at = end if begin >= 0 else at + len(own)
+    return found
 
 
 def _load_model(path: Path) -> SentencePieceProcessor:

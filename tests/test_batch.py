@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from indextts_jax import audio, batch, cli, files, interrupts, pipeline, scheduling
+from indextts_jax import audio, batch, cli, files, interrupts, loudness, pipeline, scheduling
 from indextts_jax.batch import Job, Refused
 from indextts_jax.errors import Error
 from indextts_jax.journal import Journal, key
@@ -103,6 +103,39 @@ def test_the_same_job_again_does_what_failed_and_what_is_missing(first, model, m
     assert (again.failed, batch.run(asked, [model]).left) == (len(FAIL), len(FAIL))
     more = batch.run(replace(asked, attempts=4, only_failed=True), [model])
     assert (more.items, more.failed) == (len(FAIL), len(FAIL))
+
+
+def test_items_as_loud_as_asked_are_done_anew(converted, model, tmp_path):
+    """In another format, too; without the option, keys are those from before there was one."""
+    pytest.importorskip("pyloudnorm")
+    asked = job(converted, tmp_path / "out", jobs.rows(2), kind="flac", rate=16000)
+    batch.run(asked, [model])
+    keys = {entry["id"]: entry["key"] for entry in journal(asked)}
+    for lufs, done in ((-30.0, 2), (-30.0, 0), (-33.0, 2)):
+        assert batch.run(replace(asked, normalize=lufs), [model]).done == done
+        for path in asked.folder.glob("*.flac"):
+            assert loudness.measure(*soundfile.read(path)) == pytest.approx(lufs, abs=0.2)
+    assert batch.run(asked, [model]).done == 2
+    assert {entry["id"]: entry["key"] for entry in journal(asked)} == keys
+
+
+def test_pauses_of_items_are_exact(converted, model, tmp_path):
+    """As `speak` has them, and blank lines by the row's own field; malformed ones are found before anything begins."""
+    texts = ["Hello.", "[pause 500ms] Hello.\n\nHello. [pause 20ms]", "Hello. [pause 1m]"]
+    rows = [{"id": str(i), "text": text, "paragraph_ms": 250, "seed": 1} for i, text in enumerate(texts)]
+    with pytest.raises(Refused) as refused:
+        batch.check(job(converted, tmp_path / "bad", rows))
+    assert refused.value.problems[0].message.startswith("[pause 1m]: write a pause as [pause 500ms] or")
+    asked = job(converted, tmp_path / "out", rows[:2])
+    assert batch.run(asked, [model]).done == 2
+    one, two = (soundfile.read(asked.folder / f"{i}.wav", dtype="int16")[0] for i in range(2))
+    lead, between, end = (22050 * ms // 1000 for ms in (500, 250, 20))
+    np.testing.assert_array_equal(two[lead : lead + len(one)], one)
+    assert one[-1] == 0  # faded
+    assert not two[:lead].any()
+    assert not two[lead + len(one) : lead + len(one) + between].any()
+    assert two[lead + len(one) + between : len(two) - end].any()
+    assert not two[len(two) - end :].any()
 
 
 def test_options_that_came_later_are_no_part_of_a_key_where_they_change_nothing(first, model):

@@ -1,9 +1,11 @@
 """The command line as a user meets it: equal to the reference end to end, and one clear line for each mistake."""
 
 import errno
+import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ import soundfile
 
 import indextts_jax
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden
-from indextts_jax import checkpoint, cli, config, files, models, pipeline
+from indextts_jax import checkpoint, cli, config, files, loudness, models, pipeline
 
 pytestmark = pytest.mark.whole
 
@@ -277,6 +279,86 @@ def test_voice_files_speak_like_their_recording(converted, tmp_path, capsys):
     assert out.read_bytes() != again.read_bytes()
 
 
+def test_subtitles_say_what_is_spoken_when(converted, tmp_path):
+    """Segments where they are in the audio, to the millisecond; their words in WebVTT, in between."""
+    out, saved = tmp_path / "a.wav", tmp_path / "a.npz"
+    shared = ["--max-codes", 8, "--steps", 1, "--segment-tokens", 12, "--save", saved]
+    said = [
+        "speak",
+        "--model",
+        converted,
+        "--voice",
+        VOICE,
+        "--force",
+        "--text",
+        "[pause 1s] Hello you. Where is 5 & 6?",
+    ]
+    for suffix in ("srt", "vtt"):
+        path = tmp_path / f"a.{suffix}"
+        assert run(*said, "-o", out, "--subtitles", path, *shared) == 0
+        with np.load(saved) as arrays:
+            spans = [arrays[f"seg{i}.samples"] for i in range(len(arrays.files) // 4)]
+        assert len(spans) == 2
+        blocks = path.read_text("utf-8").strip().split("\n\n")[suffix == "vtt" :]
+        for block, (start, end) in zip(blocks, spans, strict=True):
+            times = re.findall(r"00:00:(\d\d)[,.](\d\d\d) --> 00:00:(\d\d)[,.](\d\d\d)\n", block)[0]
+            begins, ends = (int(a) * 1000 + int(b) for a, b in (times[:2], times[2:]))
+            assert (begins, ends) == (round(start / 22.05), round(end / 22.05))
+        plain = [re.sub("<[0-9:.]+>", "", block).splitlines()[-1] for block in blocks]
+        assert plain == ["Hello you.", "Where is five and six?"]
+        assert ("<00:00:01." in path.read_text("utf-8")) == (suffix == "vtt")
+    assert run(*said, "-o", out, "--subtitles", tmp_path / "a.txt", *shared) == 1
+
+
+def test_formats_rates_and_loudness(converted, model, tmp_path, capsys, monkeypatch):
+    """Files hold what the WAV holds, whether the name or --format says what they are."""
+    monkeypatch.setattr(cli.speak, "load_model", lambda *_: model)
+    shared = [
+        "speak",
+        "--model",
+        converted,
+        "--voice",
+        VOICE,
+        "--text",
+        TEXT,
+        "--max-codes",
+        20,
+        "--steps",
+        1,
+        "--force",
+    ]
+    out = {name: tmp_path / name for name in ("a.wav", "a.FLAC", "a.ogg", "b")}
+    assert all(run(*shared, "-o", path) == 0 for path in list(out.values())[:3])
+    assert run(*shared, "-o", out["b"], "--format", "flac") == 0
+    plain, rate = soundfile.read(out["a.wav"], dtype="int16")
+    assert rate == 22050
+    kinds = {name: soundfile.info(path).format for name, path in out.items()}
+    assert kinds == {"a.wav": "WAV", "a.FLAC": "FLAC", "a.ogg": "OGG", "b": "FLAC"}
+    for name in ("a.FLAC", "b"):
+        np.testing.assert_array_equal(soundfile.read(out[name], dtype="int16")[0], plain)
+    assert run(*shared, "-o", out["a.wav"], "--sample-rate", 16000) == 0
+    assert soundfile.info(out["a.wav"]).samplerate == 16000
+    assert soundfile.info(out["a.wav"]).frames == pytest.approx(len(plain) * 16000 / 22050, abs=1)
+    pytest.importorskip("pyloudnorm")
+    assert run(*shared, "-o", out["a.wav"], "--normalize", -30) == 0
+    samples, rate = soundfile.read(out["a.wav"], dtype="float32")
+    assert len(samples) == len(plain)
+    assert loudness.measure(samples, rate) == pytest.approx(-30, abs=0.1)
+
+
+def test_loudness_without_its_library_is_one_line(converted, tmp_path, capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyloudnorm" else found(name))
+    message = "indextts-jax: error: --normalize needs pyloudnorm: pip install 'indextts-jax[loudness]'\n"
+    assert speak(converted, tmp_path / "a.wav", "--normalize", -16) == 1
+    assert capsys.readouterr().err == message
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "Hello."}')
+    shared = ["--model", converted, "--voice", VOICE, "--output-dir", tmp_path / "out"]
+    assert run("batch", rows, *shared, "--normalize", -16) == 2
+    assert capsys.readouterr().err == message
+
+
 def test_random_weights_need_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         config, "from_yaml", lambda settings: tiny.cfg
@@ -379,8 +461,15 @@ def test_bad_texts_are_refused(converted, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--output", "missing/out.wav"], "--output missing/out.wav: there is no folder missing"),
-        (["--output", "out.mp3"], "--output out.mp3: a WAV file is written"),
-        (["--output", "."], "a WAV file is written"),
+        (["--output", "out.mp3"], "--output out.mp3: let its name end in .wav, .flac or .ogg"),
+        (["--output", "."], "--output .: let its name end in .wav, .flac or .ogg, or add --format"),
+        (["--format", "flac"], "its name must end in .flac, the --format"),
+        (
+            ["--output", "a.flac", "--sample-rate", "191999"],
+            "--sample-rate 191999: flac cannot have it; choose another",
+        ),
+        (["--subtitles", "a.txt"], "--subtitles a.txt: let its name end in .srt or .vtt"),
+        (["--subtitles", "none/a.srt"], "--subtitles none/a.srt: there is no folder none; create it first"),
         (["--model", "missing"], "model.json: no such file"),
         (["--flow-noise", str(VOICE)], "voice_24k.wav: not an .npz file"),
         (["--flow-noise", "missing.npz"], "--flow-noise missing.npz: no such file"),
@@ -409,6 +498,10 @@ def test_bad_arguments_are_refused(converted, tmp_path, capsys, monkeypatch, arg
         (["--cfg-rate", "nan"], "argument --cfg-rate: nan is not between 0 and 100"),
         (["--segment-tokens", "0"], "argument --segment-tokens: 0 is not between 1 and 10000"),
         (["--silence-ms", "1000000000"], "argument --silence-ms: 1000000000 is not between 0 and 60000"),
+        (["--sample-rate", "7999"], "argument --sample-rate: 7999 is not between 8000 and 192000"),
+        (["--normalize", "3"], "argument --normalize: 3 is not between -60 and -5"),
+        (["--fade-ms", "-1"], "argument --fade-ms: -1 is not between 0 and 1000"),
+        (["--paragraph-ms", "1.5"], "argument --paragraph-ms: '1.5' is not a whole number"),
         (["--seed", "-1"], "argument --seed: -1 is not between 0 and"),
         (["--seed", str(2**64)], f"argument --seed: {2**64} is not between 0 and"),
         (["--emotion-alpha", "2"], "argument --emotion-alpha: 2 is not between 0 and 1"),

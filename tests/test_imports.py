@@ -12,7 +12,7 @@ LAYERS = (
     ("interrupts", "models", "features", "seeds", "yaml_file", "rules", "shards", "pauses"),
     ("files",),
     ("config", "decoding", "text", "journal"),
-    ("audio", "stages", "emotion", "checksums", "drawing"),
+    ("audio", "loudness", "stages", "emotion", "checksums", "drawing"),
     ("voice", "reader", "joining", "growing"),
     ("render", "checkpoint", "request"),
     ("groups", "manifest"),

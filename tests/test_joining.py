@@ -15,7 +15,7 @@ import soundfile
 from indextts_jax import audio, interrupts, joining
 from indextts_jax.errors import Error, NotFound
 from indextts_jax.files import FileError
-from indextts_jax.joining import Cue, Part, join, srt, vtt
+from indextts_jax.joining import Cue, Part, join, srt, vtt, words
 from tests.small import speech
 
 RATE = 22050
@@ -246,3 +246,69 @@ def test_short_and_overlapping_cues():
 
 def test_a_half_millisecond_is_rounded_up():
     assert times(srt([Cue(1, 3, "x")], 2000)) == [(1, 2)]
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello, it's me.", ["Hello,", "it's", "me."]),
+        ("你好，世界。", ["你", "好，", "世", "界。"]),
+        ("他说 “OK 了”。", ["他", "说", "“OK", "了”。"]),
+        ("a-b  c\nd", ["a-b", "c", "d"]),
+        ("", []),
+        (" \n", []),
+    ],
+)
+def test_words_fill_their_cue(text: str, expected: list[str]):
+    found = words(Cue(100, 5000, text))
+    assert [word.text for word in found] == expected
+    if found:
+        assert (found[0].start, found[-1].end) == (100, 5000)
+        assert all(a.end == b.start and a.start < a.end for a, b in itertools.pairwise(found))
+
+
+def test_longer_words_take_longer():
+    assert [word[:2] for word in words(Cue(0, 1200, "ab cde 好 7。"))] == [
+        (0, 200),
+        (200, 500),
+        (500, 800),
+        (800, 1200),
+    ]
+
+
+def test_words_have_times_in_webvtt_alone():
+    one = Cue(RATE, 2 * RATE, "Tom & you: yes & no\n\nyou <i>")
+    assert vtt([one], RATE).endswith("Tom &amp; you: yes &amp; no\nyou &lt;i&gt;\n\n")
+    made = vtt([one], RATE, stamped=True)
+    assert re.sub(r"<\d\d:\d\d:\d\d\.\d\d\d>", "", made) == vtt([one], RATE)
+    lines = made.splitlines()
+    assert lines[3].startswith("Tom <00:00:01.")
+    assert re.search(r"\n<00:00:01\.\d{3}>you <00:00:01\.\d{3}>&lt;i&gt;$", made.strip())
+    stamps = [word.start * 1000 // RATE for word in words(one)[1:]]
+    found = [int(s) * 1000 + int(ms) for s, ms in re.findall(r"<00:00:0(\d)\.(\d{3})>", made)]
+    assert len(found) == len(stamps) == 7
+    assert max(abs(a - b) for a, b in zip(found, stamps, strict=True)) <= 1
+    assert found[0] > 1000
+    assert found[-1] < 2000
+    assert found == sorted(set(found))
+
+
+def test_times_of_words_lie_inside_their_cue():
+    """WebVTT asks for it. Words of less than a millisecond, and those of a cue that had to begin later, have none."""
+    cues = [Cue(start, start + 44, "a b c d") for start in (0, 10, 20)]
+    made = vtt(cues, RATE, stamped=True)
+    for block in made.split("\n\n")[1:-1]:
+        times = [int(ms) for ms in re.findall(r"00:00:00\.(\d{3})", block)]
+        begin, end, *inside = times
+        assert inside == sorted(set(inside))
+        assert all(begin < time < end for time in inside)
+
+
+@pytest.mark.parametrize("suffix", [".srt", ".vtt", ".VTT"])
+def test_subtitles_are_written_alone(tmp_path: Path, suffix: str):
+    path, cues = tmp_path / f"a{suffix}", [Cue(0, RATE, "é a"), Cue(RATE, 2 * RATE, "b")]
+    joining.write(path, cues, RATE)
+    assert path.read_bytes().decode() == (srt(cues, RATE) if suffix == ".srt" else vtt(cues, RATE, stamped=True))

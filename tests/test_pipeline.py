@@ -147,6 +147,33 @@ def test_segments_and_silences_lie_where_they_are_said_to(tiny, monkeypatch, tri
         assert not left.any()
 
 
+def test_segments_know_what_they_say(tiny):
+    texts = ("Hello, you.", "你好")
+    speech = pipeline.join(tiny.cfg, [result(500), result(700)], Options(), analysis(2, 100)._replace(texts=texts))
+    assert tuple(segment.text for segment in speech.segments) == texts
+    for segment in speech.segments:
+        assert segment.cue == (segment.start, segment.end, segment.text)
+        assert (segment.words[0].start, segment.words[-1].end) == (segment.start, segment.end)
+    assert [word.text for segment in speech.segments for word in segment.words] == ["Hello,", "you.", "你", "好"]
+    [alone] = pipeline.join(tiny.cfg, [result(500)], Options()).segments
+    assert (alone.text, alone.words) == ("", ())
+
+
+def test_a_text_with_pauses_is_silent_there_to_the_sample(model, voice):
+    """From the text to the samples; the segments are those of the same texts without pauses."""
+    options = Options(Sampling(beams=1, sample=False), max_codes=6, steps=1)
+    said = "[pause 100ms] One small test. [pause 333ms] [pause 0.667s] Yes.\n\nHere. [pause 1ms]"
+    speech, rate = speak(model, said, voice, options=options), model.cfg.mel.rate
+    edges = [0, *(edge for segment in speech.segments for edge in (segment.start, segment.end)), len(speech.samples)]
+    assert [b - a for a, b in zip(edges[::2], edges[1::2], strict=True)] == [2205, rate, rate // 2, rate // 1000]
+    for a, b in zip(edges[::2], edges[1::2], strict=True):
+        assert not speech.samples[a:b].any()
+    assert [segment.text for segment in speech.segments] == ["One small test.", "Yes.", "Here."]
+    alone = speak(model, "One small test.", voice, options=options)
+    first = speech.segments[0]
+    np.testing.assert_array_equal(speech.samples[first.start : first.end], alone.samples)
+
+
 def test_without_pauses_and_fade_the_samples_are_what_the_network_made(tiny):
     results, options = [result(500, 1), result(700, 2)], Options(fade_ms=0)
     for text in (None, analysis(2), analysis(2, 0, (None, None))):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from debug.golden import FIXTURES
-from indextts_jax.text import TextFrontEnd, is_chinese, load_glossary, split
+from indextts_jax.text import TextFrontEnd, is_chinese, load_glossary, split, written
 
 BPE_MODEL = FIXTURES / "tiny" / "bpe.model"
 CASES = json.loads((FIXTURES / "golden" / "text_cases.json").read_text(encoding="utf-8"))
@@ -455,3 +455,33 @@ def test_a_model_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_the_rules_are_read_on_first_use() -> None:
     code = "import sys, indextts_jax.text; sys.exit('wetext' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# What segments hold of the text
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case["text"] not in SILENT], ids=lambda case: case["text"][:24]
+)
+@pytest.mark.parametrize("budget", [120, 20])
+def test_segments_have_their_part_of_the_text(front: TextFrontEnd, case: dict, budget: int) -> None:
+    found = front.analyse(case["text"], budget)
+    assert len(found.texts) == len(found.segments)
+    if len(found.normalized) > 1:
+        assert "".join("".join(found.texts).split()) == "".join(found.normalized.split())
+
+
+def test_what_the_vocabulary_spells_otherwise_is_shown_as_pieces() -> None:
+    assert written("Hello you.", [["▁HE", "LLO"], ["▁YOU", "."]]) == ["Hello", "you."]
+    assert written("Straße 你好", [["▁STRASSE"], ["▁你", "▁", "好"]]) == ["Straße", "你好"]
+    assert written("one two three", [["▁ONE"], ["▁ZWEI"], ["▁THREE"]]) == ["one", "ZWEI", "three"]
+    assert written("a.'b", [["▁A", ".", "'"], ["'", "B"]]) == ["a.'", "'b"]
+    assert written("", [["▁"]]) == [""]
+
+
+def test_texts_of_parts_are_their_own(front: TextFrontEnd) -> None:
+    assert front.analyse("Hello, you. [pause 1s] It costs $5.\n\n你好。").texts == (
+        "Hello, you.",
+        "It costs 五美元.",
+        "你好.",
+    )

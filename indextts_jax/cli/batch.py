@@ -13,6 +13,7 @@ from indextts_jax.cli.options import (
     add_device,
     add_emotion,
     add_ends,
+    add_format,
     add_model,
     add_rendering,
     add_sampling,
@@ -24,7 +25,7 @@ from indextts_jax.cli.options import (
     number,
     seed,
 )
-from indextts_jax.cli.shared import Progress, check_outputs, configure_jax, progress_of
+from indextts_jax.cli.shared import Progress, check_format, check_outputs, configure_jax, progress_of
 from indextts_jax.errors import Error, NotFound
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def add(commands: Any) -> None:
     group.add_argument("--voice", type=Path, metavar="FILE", help="recording of the speaker, or a Voice file")
     add_voice_start(group)
     group.add_argument("--dry-run", action="store_true", help="check the whole manifest, say what there is, and stop")
-    group.add_argument("--format", choices=("wav", "flac", "ogg"), default="wav", help="of the files (%(default)s)")
-    group.add_argument(
-        "--sample-rate", type=number(int, 8000, 192_000), metavar="HZ", help="of the files (22050, as the model speaks)"
-    )
+    add_format(group, "wav", "the files")
     group.add_argument("--force", action="store_true", help="replace files that exist and that no journal names")
     group.add_argument(
         "--seed",
@@ -170,6 +168,7 @@ def _job(options: argparse.Namespace) -> "Job":
     from indextts_jax import batch
     from indextts_jax.manifest import Defaults
 
+    check_format(options.format, options)
     defaults = Defaults(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Defaults)})
     for name in ("srt", "vtt"):
         path = getattr(options, name)
@@ -189,7 +188,7 @@ def _job(options: argparse.Namespace) -> "Job":
     return batch.Job(
         options.manifest, options.output_dir, options.model, defaults, options.format, options.sample_rate,
         options.batch, shard, options.limit, options.only_failed, options.force, options.attempts, options.concat,
-        tuple(path for path in (options.srt, options.vtt) if path),
+        tuple(path for path in (options.srt, options.vtt) if path), options.normalize,
     )  # fmt: skip
 
 

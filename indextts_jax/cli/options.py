@@ -171,6 +171,26 @@ def add_ends(group: Any) -> None:
     )
 
 
+def add_format(group: Any, default: str | None, of: str) -> None:
+    """What files of audio are; `of`: which, in the help."""
+    kinds = ("wav", "flac", "ogg")
+    what = f"of {of} (%(default)s)" if default else f"of {of} (default: what its name ends in)"
+    group.add_argument("--format", choices=kinds, default=default, help=what)
+    group.add_argument(
+        "--sample-rate",
+        type=number(int, 8000, 192_000),
+        metavar="HZ",
+        help=f"of {of} (22050, as the model speaks)",
+    )
+    group.add_argument(
+        "--normalize",
+        type=number(float, -60, -5),
+        metavar="LUFS",
+        help="make it so loud, by EBU R 128; less where its peaks would exceed -1 dB (default: as it is spoken; needs "
+        "pyloudnorm)",
+    )
+
+
 def add_emotion(sub: argparse.ArgumentParser) -> None:
     """What is felt."""
     group = sub.add_argument_group("emotion", "Without one of these, the emotion is that of the voice's recording.")

@@ -77,6 +77,22 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path 
             raise Error(f"{name} {path}: exists already; add --force to replace it, or choose another name")
 
 
+def check_format(kind: str, options: argparse.Namespace) -> None:
+    """See that --sample-rate and --normalize can be had for files of `kind`. Raises Error."""
+    import numpy as np
+
+    from indextts_jax import audio, loudness
+
+    if options.normalize is not None:
+        loudness.require("--normalize")
+    try:
+        audio.encode(np.zeros(1, np.float32), audio.MEL_RATE, kind, options.sample_rate)
+    except Error:
+        raise Error(
+            f"--sample-rate {options.sample_rate}: {kind} cannot have it; choose another, for example 48000"
+        ) from None
+
+
 def check_plot(path: Path | None) -> None:
     """Pictures need matplotlib."""
     if path is None:

@@ -16,6 +16,7 @@ from indextts_jax.cli.options import (
     add_device,
     add_emotion,
     add_ends,
+    add_format,
     add_model,
     add_rendering,
     add_sampling,
@@ -29,6 +30,7 @@ from indextts_jax.cli.options import (
 )
 from indextts_jax.cli.shared import (
     Progress,
+    check_format,
     check_outputs,
     check_plot,
     configure_jax,
@@ -72,7 +74,21 @@ def add(commands: Any) -> None:
     text = group.add_mutually_exclusive_group()
     text.add_argument("--text", metavar="TEXT", help="what to say (default: standard input)")
     text.add_argument("--text-file", type=Path, metavar="FILE", help="file that holds what to say, in UTF-8")
-    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="WAV file to write: 22.05 kHz, mono, 16 bit")
+    group.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write, mono and 16 bit: .wav, .flac or .ogg",
+    )
+    add_format(group, None, "the output")
+    group.add_argument(
+        "--subtitles",
+        type=Path,
+        metavar="FILE",
+        help="also write what is spoken when, .srt or .vtt: each segment, and in .vtt each word, whose time is an "
+        "estimate from the lengths of the words",
+    )
     group.add_argument("--force", action="store_true", help="replace output files that exist")
     group.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
@@ -115,7 +131,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from indextts_jax import audio, pipeline
+    from indextts_jax import audio, joining, pipeline
     from indextts_jax.emotion import Emotion
     from indextts_jax.streaming import stream
     from indextts_jax.timing import Stopwatch
@@ -126,11 +142,12 @@ def run(options: argparse.Namespace) -> None:
         options.parser.error("the following arguments are required: -o/--output")
     own = {name: getattr(options, name) for name in ("silence_ms", "fade_ms", "trim_tail", "speed")}
     settings = read_settings(options, options.batch, **own)
-    if options.output is not None and options.output.suffix.lower() != ".wav":
-        raise Error(f"--output {options.output}: a WAV file is written, so let its name end in .wav")
+    kind = "wav" if options.output is None else _kind(options)
     inputs = {f"--{name}": getattr(options, name.replace("-", "_")) for name in INPUTS}
     check_plot(options.plot)
-    outputs = {"--output": options.output, "--save": options.save, "--plot": options.plot}
+    if options.subtitles and options.subtitles.suffix.lower() not in (".srt", ".vtt"):
+        raise Error(f"--subtitles {options.subtitles}: let its name end in .srt or .vtt")
+    outputs = {f"--{name}": getattr(options, name) for name in ("output", "subtitles", "save", "plot")}
     check_outputs(outputs, inputs, options.force)
     text = _read_text(options)
     recording = None
@@ -149,10 +166,14 @@ def run(options: argparse.Namespace) -> None:
             if felt is not None and not isinstance(felt, Emotion):
                 felt = model.feel(felt, 1.0 if options.emotion_alpha is None else options.emotion_alpha)
             if streaming is not None:
+                cues: list[joining.Cue] = []
                 chunks = stream(
-                    model.params, model.cfg, analysis, voice, options.seed, settings, felt, streaming, interrupts.check
-                )
+                    model.params, model.cfg, analysis, voice, options.seed, settings, felt, streaming, interrupts.check,
+                    cues.append,
+                )  # fmt: skip
                 done = play(options, chunks, model.cfg.mel.rate, begin)
+                if options.subtitles:
+                    joining.write(options.subtitles, cues, model.cfg.mel.rate)
                 if not options.quiet:
                     print(done, file=sys.stderr if options.stream == STDOUT else sys.stdout)
                 return
@@ -161,13 +182,30 @@ def run(options: argparse.Namespace) -> None:
                 options.duration,
             )  # fmt: skip
     interrupts.check()
+    assert options.output is not None
     if options.save:
         _save(options.save, speech)
     if options.plot:
         _plot(options.plot, speech, options.output.name)
-    speech.save(options.output)  # last: where it is, all is
+    if options.subtitles:
+        joining.write(options.subtitles, [segment.cue for segment in speech.segments], speech.rate)
+    speech.save(options.output, kind, options.sample_rate, options.normalize)  # last: where it is, all is
     if not options.quiet:
         print(_summary(options.output, speech, reading, speaking))
+
+
+def _kind(options: argparse.Namespace) -> str:
+    """What is to be written, of `audio.FORMATS`. Raises Error."""
+    from indextts_jax import audio
+
+    named = audio.kind_of(options.output)
+    if options.format is None and named is None:
+        raise Error(f"--output {options.output}: let its name end in .wav, .flac or .ogg, or add --format")
+    if options.format and named and named != options.format:
+        raise Error(f"--output {options.output}: its name must end in .{options.format}, the --format")
+    kind = options.format or named or "wav"
+    check_format(kind, options)
+    return kind
 
 
 def _summary(path: Path, speech: "Audio", reading: "Stopwatch", speaking: "Stopwatch") -> str:

@@ -60,11 +60,10 @@ def check_stream(options: argparse.Namespace) -> "Streaming | None":
     if options.stream == STDOUT and options.output is not None:
         raise Error("--stream - writes to standard output: leave out --output, or the -")
     alone = ("save", "plot", "flow_noise", "retries", "duration", "normalize")
-    if name := next((name for name in alone if getattr(options, name, None)), None):
+    if name := next((name for name in alone if getattr(options, name)), None):
         raise Error(f"--{name.replace('_', '-')} needs all of a segment before it is heard: leave it out with --stream")
-    kind = getattr(options, "format", None)
-    if kind not in (None, "wav") or (options.output is not None and options.output.suffix.lower() != ".wav"):
-        raise Error("--stream writes WAV, or samples alone to standard output: choose a name that ends in .wav")
+    if options.format not in (None, "wav") or (options.output and options.output.suffix.lower() in (".flac", ".ogg")):
+        raise Error("--stream writes WAV, or samples alone to standard output: choose --format wav, or a name in .wav")
     if options.stream == STDOUT and sys.stdout.isatty():
         raise Error("--stream -: standard output is a terminal; send it to a player, as in | aplay -f S16_LE -r 22050")
     given = {name: getattr(options, name) for name in ("first_codes", "hop") if getattr(options, name) is not None}
@@ -81,7 +80,7 @@ def play(options: argparse.Namespace, chunks: "Iterator[Chunk]", rate: int, begi
         try:
             for chunk in itertools.chain([first], chunks):
                 now = time.perf_counter() - begin
-                growing.write(chunk.samples)
+                growing.write(chunk.samples, chunk.last)
                 waiting += max(0.0, now - played) if samples else 0.0
                 played = max(played, now) + len(chunk.samples) / rate
                 samples += len(chunk.samples)
@@ -101,11 +100,11 @@ def play(options: argparse.Namespace, chunks: "Iterator[Chunk]", rate: int, begi
 def _growing(options: argparse.Namespace, rate: int) -> "Iterator[Growing]":
     from indextts_jax.growing import Growing
 
-    header, name = True, str(options.output)
+    header, name, target = True, str(options.output), options.sample_rate or rate
     if options.stream == STDOUT:
         # A copy: what Python has of it, it would flush once more at its end.
-        file, header, name = os.dup(sys.stdout.fileno()), getattr(options, "format", None) == "wav", "standard output"
+        file, header, name = os.dup(sys.stdout.fileno()), options.format == "wav", "standard output"
     else:
         file = os.open(options.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    with os.fdopen(file, "wb", buffering=0) as opened, Growing(opened, rate, name, header) as growing:
+    with os.fdopen(file, "wb", buffering=0) as opened, Growing(opened, rate, target, name, header) as growing:
         yield growing
