@@ -11,6 +11,7 @@ from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
 from indextts_jax import audio, buckets, decoding, emotion, ends, pipeline, scheduling
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
+from indextts_jax.errors import Error
 from indextts_jax.models import s2mel
 from indextts_jax.render import gather, render, target_frames, text_batch
 from indextts_jax.request import Given, Options, Result
@@ -409,3 +410,34 @@ def test_what_does_not_fit_the_model_is_refused(model, voice):
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Options(**bad)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.0, 1.7])
+def test_a_duration_is_met_to_the_frame(model, voice, factor):
+    """Silences included; the codes are those of the text without it, and the segments share by their codes."""
+    options = Options(Sampling(beams=1), max_codes=20, steps=1, silence_ms=130)
+    text = model.text.analyse("One small test. Where is it? Yes.", budget=9)
+    assert len(text.segments) > 1
+    hop, rate = model.cfg.bigvgan.hop, model.cfg.mel.rate
+    [own] = pipeline.speak(model.params, model.cfg, [text], [voice], [3], options)
+    seconds = factor * len(own.samples) / rate
+    [timed] = pipeline.speak(model.params, model.cfg, [text], [voice], [3], options, duration=seconds)
+    assert abs(len(timed.samples) - seconds * rate) <= hop / 2
+    for a, b in zip(own.segments, timed.segments, strict=True):
+        np.testing.assert_array_equal(a.codes, b.codes)
+        assert (a.stopped, a.text) == (b.stopped, b.text)
+        assert len(b.mel) * hop == b.end - b.start
+
+
+@pytest.mark.parametrize("seconds", [0.2, 60.0])
+def test_a_duration_out_of_reach(model, voice, seconds):
+    options = Options(Sampling(beams=1), max_codes=40, steps=1)
+    text = model.text.analyse("Yes.")
+    with pytest.raises(Error, match=r"a duration of .* s is out of reach: this text can take 0.3\d to 1.3\d s"):
+        pipeline.speak(model.params, model.cfg, [text], [voice], [3], options, duration=seconds)
+
+
+@pytest.mark.parametrize("speed", [0.4, 2.1])
+def test_a_speed_out_of_reach(speed):
+    with pytest.raises(Error, match=r"between 0\.5 and 2"):
+        Options(speed=speed)
