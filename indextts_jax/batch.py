@@ -621,7 +621,7 @@ def join_outputs(job: Job) -> float:
     def parts() -> Iterable[joining.Part]:
         for item in job.items():
             path = job.folder / item.output
-            cue = joining.Cue(0, _frames(path), item.text)
+            cue = joining.Cue(0, _frames(path), pauses.without(item.text))
             yield joining.Part(path, item.silence_after_ms, (cue,))
 
     return joining.join(parts(), job.joined, job.kind, rate, True, job.subtitles) / rate
