@@ -353,7 +353,7 @@ class Speaker:
         if error := next((result.error for result in work.results if result.error), None):
             raise error
         speech = pipeline.join(self._model.cfg, work.results, work.item.options, work.text)
-        return speech.encode(*self._how), len(speech.samples) / speech.rate
+        return speech.encode(*self._how, work.item.id), len(speech.samples) / speech.rate
 
 
 def run(

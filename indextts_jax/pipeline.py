@@ -55,14 +55,16 @@ class Audio(NamedTuple):
     rate: int  # Hz
     segments: tuple[Segment, ...]
 
-    def encode(self, kind: str = "wav", rate: int | None = None, lufs: float | None = None) -> bytes:
+    def encode(
+        self, kind: str = "wav", rate: int | None = None, lufs: float | None = None, name: str = "the audio"
+    ) -> bytes:
         """A file of `audio.FORMATS`, mono and 16 bit: at `rate` Hz (default: its own), of a loudness of `lufs` LUFS
-        (default: as it is), see `loudness.normalize`. Raises `Error`.
+        (default: as it is), see `loudness.normalize`; name: in warnings. Raises `Error`.
         """
         if lufs is None:
             return audio.encode(self.samples, self.rate, kind, rate)
         samples = audio.resample(self.samples, self.rate, rate := rate or self.rate)
-        return audio.encode(loudness.normalize(samples, rate, lufs), rate, kind)
+        return audio.encode(loudness.normalize(samples, rate, lufs, name), rate, kind)
 
     def save(
         self,

@@ -254,6 +254,7 @@ def analyse(options: argparse.Namespace, text: str) -> "Analysis":
 
 
 def read_by(front: "TextFrontEnd", options: argparse.Namespace, text: str) -> "Analysis":
+    """The text as a front end reads it, by the options of texts."""
     return front.analyse(text, options.segment_tokens, language=options.language, paragraph_ms=options.paragraph_ms)
 
 
