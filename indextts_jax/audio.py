@@ -298,11 +298,16 @@ def encode(samples: np.ndarray, rate: int, kind: str, target_rate: int | None = 
     if not len(samples):
         raise AudioError("there are no samples to encode")
     target_rate = rate if target_rate is None else target_rate
+    return _encode(to_int16(resample(samples, rate, target_rate)), target_rate, kind)
+
+
+def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
+    """Samples [N] from `rate` to `target_rate` Hz, as `encode` writes them: -> [N'] float32. Raises AudioError."""
     if target_rate < 1:
         raise AudioError(f"a rate of {target_rate} Hz; give the samples per second")
-    if target_rate != rate:
-        samples = soxr.resample(samples.astype(np.float32), rate, target_rate, quality="HQ")
-    return _encode(to_int16(samples), target_rate, kind)
+    if target_rate == rate:
+        return samples
+    return soxr.resample(samples.astype(np.float32), rate, target_rate, quality="HQ")
 
 
 def _encode(samples: np.ndarray, rate: int, kind: str) -> bytes:

@@ -353,7 +353,7 @@ class Speaker:
         if error := next((result.error for result in work.results if result.error), None):
             raise error
         speech = pipeline.join(self._model.cfg, work.results, work.item.options, work.text)
-        return speech.encode(*self._how), len(speech.samples) / speech.rate
+        return speech.encode(*self._how, work.item.id), len(speech.samples) / speech.rate
 
 
 def run(
@@ -622,7 +622,7 @@ def join_outputs(job: Job) -> float:
     def parts() -> Iterable[joining.Part]:
         for item in job.items():
             path = job.folder / item.output
-            cue = joining.Cue(0, _frames(path), item.text)
+            cue = joining.Cue(0, _frames(path), pauses.without(item.text))
             yield joining.Part(path, item.silence_after_ms, (cue,))
 
     return joining.join(parts(), job.joined, job.kind, rate, True, job.subtitles) / rate

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from indextts_jax import audio, checkpoint, emotion, files, voice
+from indextts_jax import audio, checkpoint, emotion, files, pauses, voice
 from indextts_jax.audio import Recording
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
@@ -205,6 +205,6 @@ def feeling(hearing: Hearing, item: Item, heard: Heard) -> Emotion | None:
 
 
 def _weights(hearing: Hearing, asked: Feeling, text: str) -> tuple[float, ...]:
-    return (
-        asked.weights if asked.weights is not None else hearing.weights(text if asked.from_text else asked.text or "")
-    )
+    if asked.weights is not None:
+        return asked.weights
+    return hearing.weights(pauses.without(text) if asked.from_text else asked.text or "")

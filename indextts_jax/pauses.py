@@ -51,6 +51,12 @@ def split(text: str, paragraph_ms: int = PARAGRAPH_MS) -> Split:
     return found._replace(lead=lead)
 
 
+def without(text: str) -> str:
+    """A text as people read it: without its marks. Raises Error for one that cannot be read."""
+    parts = split(text, 0).parts
+    return text if parts == [text] else " ".join(part.strip() for part in parts)
+
+
 def _milliseconds(mark: str) -> int:
     """The length of a mark. Raises Error."""
     if length := _LENGTH.fullmatch(mark):

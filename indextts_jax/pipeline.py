@@ -35,7 +35,7 @@ class Segment(NamedTuple):
     codes: np.ndarray  # [C] int32, without the stop code; empty where a mel was given
     mel: Any  # [F, M] float32 log-mel; None where it was not asked for
     start: int  # first sample
-    end: int  # one past the last
+    end: int  # one past the last; before the mel ends where the tail was trimmed
     stopped: bool  # False: cut off by the limit on codes
     text: str = ""  # what is spoken, normalised
 
@@ -57,12 +57,16 @@ class Audio(NamedTuple):
     rate: int  # Hz
     segments: tuple[Segment, ...]
 
-    def encode(self, kind: str = "wav", rate: int | None = None, lufs: float | None = None) -> bytes:
+    def encode(
+        self, kind: str = "wav", rate: int | None = None, lufs: float | None = None, name: str = "the audio"
+    ) -> bytes:
         """A file of `audio.FORMATS`, mono and 16 bit: at `rate` Hz (default: its own), of a loudness of `lufs` LUFS
-        (default: as it is), see `loudness.normalize`. Raises `Error`.
+        (default: as it is), see `loudness.normalize`; name: in warnings. Raises `Error`.
         """
-        samples = self.samples if lufs is None else loudness.normalize(self.samples, self.rate, lufs)
-        return audio.encode(samples, self.rate, kind, rate)
+        if lufs is None:
+            return audio.encode(self.samples, self.rate, kind, rate)
+        samples = audio.resample(self.samples, self.rate, rate := rate or self.rate)
+        return audio.encode(loudness.normalize(samples, rate, lufs, name), rate, kind)
 
     def save(
         self,

@@ -8,7 +8,7 @@ import pytest
 
 from debug.golden import FIXTURES
 from indextts_jax.errors import Error
-from indextts_jax.pauses import split
+from indextts_jax.pauses import split, without
 from indextts_jax.text import TextFrontEnd
 
 
@@ -157,3 +157,10 @@ def test_the_first_segments_are_short_over_all_parts(front: TextFrontEnd):
     first, second = front.analyse(text, 16, 30), front.analyse(text, 16, 30 - len(front.analyse(text).pieces))
     assert first.segments != second.segments
     assert found.segments == first.segments + second.segments
+
+
+def test_what_people_read_has_no_marks():
+    assert without("Hello.\n\nYou. ") == "Hello.\n\nYou. "
+    assert without("[pause 1s] Hello.\n\nYou.[pause 1s]  And you. [pause 2s]") == "Hello.\n\nYou. And you."
+    with pytest.raises(Error, match=r"^\[pause\]: write"):
+        without("One [pause] two")

@@ -223,7 +223,7 @@ INPUTS = ("voice", "text-file", "emotion-audio", "flow-noise", "glossary", "rand
 
 def _read_emotion(options: argparse.Namespace, text: str) -> Any:
     """The Emotion that is asked for, None for the voice's own, or the samples of a recording that shows it."""
-    from indextts_jax import audio, checkpoint, emotion
+    from indextts_jax import audio, checkpoint, emotion, pauses
     from indextts_jax.emotion import Emotion
 
     alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
@@ -235,7 +235,8 @@ def _read_emotion(options: argparse.Namespace, text: str) -> Any:
         if options.model is None:
             raise Error("--emotion-text and --emotion-from-text need --model: there are no random weights of Qwen")
         reader = checkpoint.load_reader(options.model, configure_jax(options))
-        felt = Emotion(reader.read(text if options.emotion_text is None else options.emotion_text), alpha=alpha)
+        read = pauses.without(text) if options.emotion_text is None else options.emotion_text
+        felt = Emotion(reader.read(read), alpha=alpha)
     elif path is not None and path.suffix == ".safetensors":
         felt = emotion.load(path)  # which keeps its own strength unless another one is asked for
         felt = felt if options.emotion_alpha is None else dataclasses.replace(felt, alpha=alpha)
@@ -282,13 +283,9 @@ def analyse(options: argparse.Namespace, text: str) -> "Analysis":
 
 
 def read_by(front: "TextFrontEnd", options: argparse.Namespace, text: str) -> "Analysis":
-    return front.analyse(
-        text,
-        options.segment_tokens,
-        getattr(options, "first_segment_tokens", 0),
-        options.language,
-        options.paragraph_ms,
-    )
+    """The text as a front end reads it, by the options of texts."""
+    first = getattr(options, "first_segment_tokens", 0)
+    return front.analyse(text, options.segment_tokens, first, options.language, options.paragraph_ms)
 
 
 def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
