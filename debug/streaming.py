@@ -19,7 +19,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from indextts_jax import chunks, features, pipeline, render, scheduling
+from indextts_jax import chunks, features, models, pipeline, render, scheduling
+from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.model import Model, load
 from indextts_jax.models import s2mel
@@ -43,8 +44,13 @@ def main() -> None:
     parser.add_argument("--segment-tokens", type=int, default=40)
     parser.add_argument("--joins", type=int, default=0, help="how many joins to measure; 0: none (%(default)s)")
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--official", action="store_true", help="random weights of the official sizes; MODEL's texts")
     options = parser.parse_args()
     model = load(options.model, options.dtype)
+    if options.official:
+        cfg, dtype = replace(Config(), qwen3=None), options.dtype or models.default_dtype()
+        params = {name: models.random(name, getattr(cfg, name), i, dtype) for i, name in enumerate(models.COMPONENTS)}
+        model = Model(params, cfg, model.text)
     voice = model.listen(options.voice)
     latency(model, voice, options)
     if options.joins:

@@ -169,7 +169,7 @@ def fitted(cfg: Config, codes: Sequence[int], seconds: float, silence: Sequence[
     own, total = [spoken_frames(n) for n in codes], round((seconds * rate - quiet) / hop)
     if not sum(own) / 2 <= total <= sum(own) * 2:
         low, high = ((sum(own) * factor * hop + quiet) / rate for factor in (0.5, 2.0))
-        raise Error(f"a duration of {seconds:g} s is out of reach: this text can take {low:.2f} to {high:.2f} s")
+        raise Error(f"duration is {seconds:g} s, but this text can take {low:.2f} to {high:.2f} s")
     ends = np.round(np.cumsum([0, *own]) * (total / sum(own))).astype(int)
     return np.diff(ends).tolist()
 

@@ -14,6 +14,7 @@ from indextts_jax.errors import Error
 from indextts_jax.models import bigvgan
 from indextts_jax.render import second_pass, spoken_frames
 from indextts_jax.request import Chunk, Given, Options, Request, Streaming
+from tests import small
 
 pytestmark = pytest.mark.whole
 
@@ -25,7 +26,7 @@ class System:
     """The tiny model and a short voice."""
 
     def __init__(self, model, voice):
-        self.params, self.cfg = model.params, model.cfg
+        self.params, self.cfg = small.with_small_vocoder(model.params, model.cfg)
         self.voice = voice._replace(mel=voice.mel[:60], content=voice.content[:60])
         self.text = model.text.analyse("One small test.")
 
@@ -76,10 +77,10 @@ def test_chunks_are_the_segment(system, n):
     assert [len(piece.codes) for piece in pieces] == {41: [40, 1], 170: [40, 40, 64, 26]}[n]
     assert [piece.start for piece in pieces] == [0, *np.cumsum([len(piece.samples) for piece in pieces])[:-1]]
     assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert relative(result.samples, whole.samples) < 0.05
-    # Other noise, or noise that began anew with each chunk, would be no speech of the same codes.
+    # The measure is what other noise changes.
     _, other = system.one(replace(request, keys=system.request(seed=8).keys))
-    assert relative(other.samples, whole.samples) > 2 * relative(result.samples, whole.samples)
+    near, far = (np.abs(one.samples - whole.samples).mean() for one in (result, other))
+    assert near < 0.001 * far, (near, far)
 
 
 def test_one_chunk_is_the_segment_to_the_bit(system):
@@ -213,7 +214,7 @@ def test_joins_are_places_as_any_other(system, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"streaming": Streaming(first_codes=20)}, "first_codes is 20"),
+        ({"streaming": Streaming(first_codes=8)}, "first_codes is 8"),
         ({"streaming": Streaming(hop=4)}, "hop is 4"),
         ({"streaming": STREAMING, "given": Given(mel=np.zeros((50, 80)))}, "cannot be streamed"),
         ({"streaming": STREAMING, "options": replace(OPTIONS, retries=2)}, "retries"),

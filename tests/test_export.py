@@ -131,6 +131,10 @@ LOOPS = {
         Access("conditioner.Subsample", "dynamic_slice", 1, 1835008): Note(1, "a block: their weights"),
     },
     "decoding.advance": STEPS,
+    "decoding.agreed": {
+        Access("decoding.agreed", "gather", 12, 1): Note(2, "code and parent of six paths per row, once per chunk"),
+        Access("decoding.agreed", "scatter", 1, 2): Note(2, "the code of every row, and whether all have it"),
+    },
     "decoding.winners": WALK,
     "decoding.decode": STEPS | WALK,
     "s2mel.solve": {
@@ -221,6 +225,12 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
     codes, keys = struct((2, 3), np.int32), jax.eval_shape(lambda: jax.random.split(seeds.key(0), 2))
     prefix = Prefix(struct((2, 76, cfg.gpt.width), dtype), integers)  # type: ignore[arg-type]
     yield program(decoding.more, cfg.gpt, state, 3)
+    yield program(decoding.agreed, cfg.gpt, state)
+    caches = jax.eval_shape(lambda: gpt.empty(cfg.gpt, 2, 76 + 512, jnp.dtype(dtype)))
+    yield program(gpt.widen, caches, 76 + 1024)
+    yield program(
+        gpt.extend, parameters("gpt"), cfg.gpt, caches, 76, integers, struct((2, 64), np.int32), struct((), np.int32)
+    )
     yield program(decoding.decode, parameters("gpt"), cfg.gpt, prefix, keys, Sampling(), max_codes=60)
     visible = struct((2, 3, state.visible.shape[2] + state.recent[0].k.shape[3]), bool)
     arguments = state.caches, state.recent, codes, struct((), np.int32), integers, visible

@@ -16,10 +16,11 @@ from indextts_jax.models import bigvgan, gpt, s2mel
 from indextts_jax.request import Given, Options, Request
 from indextts_jax.scheduling import IN_FLIGHT, Usage
 from indextts_jax.timing import Stopwatch
+from tests import small
 
 pytestmark = pytest.mark.whole
 
-OPTIONS = Options(Sampling(beams=1), max_codes=12, steps=1)
+OPTIONS = Options(Sampling(beams=1), max_codes=12, steps=1, fade_ms=0)
 TEXTS = ("One small test.", "Where is the money, I do not know?", "Yes.")
 
 
@@ -29,8 +30,9 @@ class System:
     def __init__(self, model, voice, bias=5.5):
         head = model.params["gpt"]["head"]
         head = {**head, "bias": head["bias"].at[model.cfg.gpt.stop_code].set(bias)}
-        self.params = {**model.params, "gpt": {**model.params["gpt"], "head": head}}
-        self.cfg, self.voice = model.cfg, voice._replace(mel=voice.mel[:60], content=voice.content[:60])
+        params = {**model.params, "gpt": {**model.params["gpt"], "head": head}}
+        self.params, self.cfg = small.with_small_vocoder(params, model.cfg)
+        self.voice = voice._replace(mel=voice.mel[:60], content=voice.content[:60])
         self.texts = [model.text.analyse(text) for text in TEXTS]
 
     def request(self, i, options=OPTIONS, text=0, **changed) -> Request:

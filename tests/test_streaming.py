@@ -9,6 +9,7 @@ from indextts_jax import chunks, ends, pipeline, streaming
 from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error
 from indextts_jax.request import Options, Streaming
+from tests import small
 
 pytestmark = pytest.mark.whole
 
@@ -19,7 +20,9 @@ TEXT = "[pause 70ms] One small test. [pause 310ms] Where is it?\n\nYes. [pause 4
 
 class System:
     def __init__(self, model, voice):
-        self.model, self.voice = model, voice._replace(mel=voice.mel[:60], content=voice.content[:60])
+        params, cfg = small.with_small_vocoder(model.params, model.cfg)
+        self.model = replace(model, params=params, cfg=cfg)
+        self.voice = voice._replace(mel=voice.mel[:60], content=voice.content[:60])
         self.text = model.text.analyse(TEXT, budget=12)
 
     def speak(self, options=OPTIONS, **more):
