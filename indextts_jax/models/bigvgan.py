@@ -7,7 +7,6 @@ as long.
 Dimensions: B batch, T frames or samples, C channels, K kernel, M mels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from math import gcd
@@ -21,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from indextts_jax.models import bigvgan_kernel
-from indextts_jax.models.layers import apply, enter, pad_edges, zero_padding
+from indextts_jax.models.layers import apply, enter, pad_edges, with_gradient_of, zero_padding
 
 _TAPS = 12
 
@@ -167,7 +166,7 @@ def convolve(x: Array, weights: Weights, dilation: int, cut: Cut, tiled: bool) -
         bias = jnp.tile(bias, cut.beside)
     x = cut.surrounded(x, (len(kernel) - 1) * dilation // 2 + HALO)
     plain = partial(_convolve, dilation=dilation)
-    function = _with_gradient_of(plain, partial(_convolve_in_tiles, dilation=dilation)) if tiled else plain
+    function = with_gradient_of(plain, partial(_convolve_in_tiles, dilation=dilation)) if tiled else plain
     return function(x, kernel, bias)
 
 
@@ -183,30 +182,13 @@ def _convolve_in_tiles(x: Array, kernel: Array, bias: Array, dilation: int) -> A
     return bigvgan_kernel.convolve(x.swapaxes(0, 1), kernel, bias[None], dilation).swapaxes(0, 1)
 
 
-def _with_gradient_of(plain: Callable[..., Any], tiled: Callable[..., Any]) -> Callable[..., Any]:
-    """A TPU's own kernel, differentiated as the plain form that it equals."""
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-
-    def forward(*inputs: Any) -> Any:
-        with jax.default_matmul_precision(precision):  # gradients are traced where it may be another
-            return tiled(*inputs), inputs
-
-    def backward(inputs: Any, slopes: Any) -> Any:
-        with jax.default_matmul_precision(precision):
-            return jax.vjp(plain, *inputs)[1](slopes)
-
-    function = jax.custom_vjp(tiled)
-    function.defvjp(forward, backward)
-    return function
-
-
 def activate(xs: list[Array], snakes: Snakes, start: Array, end: Array, tiled: bool) -> list[Array]:
     """x + sin²(αx) / β at twice the rate, float32 inside: J of [R, HALO + L + HALO, W] -> J of [R, L, W].
 
     The row's own edges are repeated whatever the halo holds there; past its end, the result is zero. snakes [J, W];
     start, end [R, W or 1] as of `Cut.bounds`.
     """
-    function = _with_gradient_of(_activate, _activate_in_tiles) if tiled else _activate
+    function = with_gradient_of(_activate, _activate_in_tiles) if tiled else _activate
     return function(xs, snakes, start, end)
 
 
