@@ -162,7 +162,7 @@ def activate(xs: list[Array], snakes: Snakes, lengths: Array) -> list[Array]:
         return jnp.where(frame < 0, head, jnp.where(frame < end, x, last))
 
     def at_end(x: Array, since: int) -> Array:
-        """The row's last frame [J R, 1, W]; anything where it lies in another segment."""
+        """The row's last frame [J B, 1, C]."""
         return jnp.take_along_axis(x, jnp.clip(end - 1 - since, 0, x.shape[1] - 1), axis=1)
 
     def filtered(x: Array, taps: list[float], T: int) -> Array:
@@ -308,6 +308,11 @@ class Stage(nn.Module):
                 weights.append([Convolution(C, K, name=f"{name}_{i}_{j}")() for j, K in enumerate(self.kernels)])
                 dilations.append(by)
         plain, tiled = (partial(form, dilations=dilations) for form in (blocks, _blocks_in_tiles))
+        if (
+            max((K - 1) * max(by) // 2 for K, by in zip(self.kernels, self.dilations, strict=True))
+            > bigvgan_kernel.NEAR
+        ):
+            return plain(x, lengths, snakes, weights)
         kernels = with_gradient_of(plain, tiled)
         return jax.lax.platform_dependent(x, lengths, snakes, weights, tpu=kernels, default=plain)
 

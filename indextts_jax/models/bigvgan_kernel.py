@@ -237,7 +237,7 @@ def _convolve(
     def _() -> None:
         heard[NEAR + tile :] = heard[NEAR + tile :] * inner_ref[1:2]
 
-    part = 2 * NEAR if tile % (2 * NEAR) == 0 else NEAR
+    part = NEAR
     first = NEAR - (K - 1) * dilation // 2
 
     def step(n: Array, _: None) -> None:

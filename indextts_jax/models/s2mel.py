@@ -519,7 +519,8 @@ def solve(
     """`flow` with its conditions joined: x [B, F, M] float32 of the target, prompt [B, T, M], content [B, T, K].
 
     style [B, style], prompt_lengths [B], lengths [B] of the target, guidance [B] float32, of no effect where not
-    `guided` -> x at 1 [B, F, M], or after each step.
+    `guided` -> x at 1 [B, F, M], or after each step. On TPUs it has kernels, which jit alone does not share out among
+    chips: there a batch on several chips is for jax.shard_map.
     """
     F, T, dtype = x.shape[1], prompt.shape[1], dtype_of(params)
     # The prompt's part of the state stays zero, so that its velocity is not needed: what follows the transformer hears
