@@ -108,6 +108,15 @@ def test_segments_equal_rows(tpu, B, T, C, cut, lengths):
         assert relative(ours, expected) <= TOLERANCE["block"]
 
 
+def test_segments_of_several_tiles_equal_rows(tpu, monkeypatch):
+    """A row that fills its last segment must not be heard by the next row.
+
+    Of a shape that no other test has: kernels are traced once per shape.
+    """
+    monkeypatch.setattr(bigvgan_kernel, "_TILE", 32)
+    test_segments_equal_rows(tpu, 2, 256, 6, Cut(4), [256, 131])
+
+
 @pytest.mark.parametrize("segments", [1, 4, 16])
 @pytest.mark.parametrize("end", [1, 64, 130, 192, 195, 513, 600])
 def test_kernel_equals_the_plain_form(tpu, segments, end):
