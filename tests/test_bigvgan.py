@@ -101,10 +101,10 @@ def tpu(monkeypatch):
 
 # Rows, frames, channels and a cut; where the rows end: in their last segment, in another, close to its edges
 CUTS = [
-    (2, 660, 8, Cut(20, 5), [660, 317]),
-    (2, 200, 12, Cut(8, 2), [147, 150]),
+    (2, 660, 8, Cut(20, 5), [660, 321]),
+    (2, 200, 12, Cut(8, 2), [157, 161]),
     (8, 40, 4, Cut(), [40, 1, 17, 40, 2, 3, 30, 39]),
-    (1, 60, 4, Cut(8, 1, 12), [51]),  # segments without a frame
+    (1, 60, 4, Cut(8, 1), [51]),  # segments without a frame
 ]
 
 
@@ -130,16 +130,26 @@ def test_segments_equal_rows(tpu, B, T, C, cut, lengths):
         assert relative(ours, expected) <= TOLERANCE["block"]
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 900), (0, 517), (600, 600), (600, 603), (600, 1)])
-def test_kernel_equals_the_plain_form(start, end):
-    """Of a first and of a later segment, whose row ends with it, after it and in it."""
-    taps = tuple(bigvgan.low_pass()[1::2].tolist())
-    x, snakes = normal(0, 3, 610, 20), bigvgan.Snakes(normal(1, 1, 20), normal(2, 1, 20))
-    starts, ends = np.full((3, 20), start), np.full((3, 20), end)
-    [expected] = jax.jit(partial(bigvgan.activate, tiled=False))([x], snakes, starts, ends)
-    y = bigvgan_kernel.activate(x.swapaxes(0, 1), starts, ends, *snakes, taps, bigvgan.snake, interpret=True)
-    np.testing.assert_allclose(y.swapaxes(0, 1), expected, atol=1e-6)
-    assert not np.asarray(y)[end:].any()
+def test_segments_of_several_tiles_equal_rows(tpu, monkeypatch):
+    """A row that fills its last segment must not be heard by the next row.
+
+    Of a shape that no other test has: kernels are traced once per shape.
+    """
+    monkeypatch.setattr(bigvgan_kernel, "_TILE", 32)
+    test_segments_equal_rows(tpu, 2, 256, 6, Cut(4), [256, 131])
+
+
+@pytest.mark.parametrize("segments", [1, 4, 16])
+@pytest.mark.parametrize("end", [1, 64, 130, 192, 195, 513, 600])
+def test_kernel_equals_the_plain_form(tpu, segments, end):
+    """Of rows that end with a segment, after it and in it; whole, in segments of several tiles and of one."""
+    x, snakes = normal(0, 4, 600, 10), bigvgan.Snakes(normal(1, 1, 10), normal(2, 1, 10))
+    ends = np.array([600, end, 600, end])
+    expected = jax.jit(bigvgan.alone)(x, ends, snakes)
+    tpu(Cut(segments, max(1, segments // 2)))
+    y = jax.jit(bigvgan._alone_in_tiles)(x, ends, snakes)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    assert not np.asarray(y)[1::2, end:].any()
 
 
 def test_whole_network_in_segments(tpu):

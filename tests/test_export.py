@@ -38,7 +38,7 @@ LANES = 128  # the last axis of a TPU's tile
 INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "top_k")
 
 # The targets of custom calls, each with the reason why it may stay.
-CALLS = {"tpu_custom_call": "BigVGAN's activations and convolutions, on TPUs alone: models/bigvgan_kernel.py"}
+CALLS = {"tpu_custom_call": "on TPUs alone, the kernels of BigVGAN and of the flow: models/*_kernel.py"}
 
 
 class Access(NamedTuple):
@@ -139,10 +139,6 @@ LOOPS = {
     "decoding.decode": STEPS | WALK,
     "s2mel.solve": {
         Access("s2mel.euler", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
-        Access("layers._attend_by_part", "dynamic_slice", 1, 163840): Note(39, "queries, keys and values of a head"),
-        Access("layers._attend_by_part", "dynamic_slice", 1, 1): Note(13, "the number of a head, once per layer"),
-        Access("layers._attend_by_part", "dynamic_slice", 1, 2560): Note(13, "what the rows see"),
-        Access("layers._attend_by_part", "dynamic_update_slice", 1, 163840): Note(13, "its result to its place"),
         Access("layers.pad_edges", "gather", 8, 512): Note(8, "two mirrored frames per row and WaveNet layer"),
     },
     "qwen3.generate": {
@@ -160,10 +156,8 @@ PARTIAL = {
     ("layers.by_product", 1): "silence, once per step",
     ("layers.by_product", 111): "frames, which are as many as there are",
     ("layers.by_product", 127): "frames, which are as many as there are",
-    ("layers.by_product", 64): "the width of a head, as it was trained",
     ("layers.attend_cached", 64): "the width of a head, as it was trained",
     ("layers.multiply", 8194): "8192 codes, start and stop: two columns in a tile of their own, 1.5 % of one product",
-    ("layers._attend", 64): "the width of a head, as it was trained",
     ("s2mel.Estimator", 80): "mel bands, once per step",
     ("s2mel.Estimator", 592): "width and mel bands side by side, once per step",
     ("s2mel.Estimator", 864): "state, prompt, content and style side by side, once per step",

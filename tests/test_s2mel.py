@@ -1,14 +1,18 @@
 """Length regulator, estimator and solver: rules, and padding changes nothing. Parity: test_validate.py."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from debug.golden import TOLERANCE, golden, relative
+from indextts_jax import buckets
 from indextts_jax.config import read_yaml
 from indextts_jax.convert import s2mel as converter
-from indextts_jax.models import s2mel
+from indextts_jax.models import s2mel, s2mel_kernel
+from indextts_jax.models.s2mel import S2MelConfig
 from tests.small import S2MEL, normal, parameters
 
 flow = jax.jit(s2mel.flow, static_argnames=("cfg", "steps", "guidance", "frames", "every"))
@@ -178,3 +182,89 @@ def test_pairs_turn_alike_on_every_platform(dtype):
     y = s2mel.rotate(x, jnp.asarray(cos), jnp.asarray(sin))
     assert y.dtype == dtype
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+
+
+# ---- as a TPU computes ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    """From here on, what is traced is what a TPU is given, with its kernels run by an interpreter."""
+    kernels = {name: partial(getattr(s2mel_kernel, name), interpret=True) for name in KERNELS}
+
+    def switch() -> None:
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, tpu, default: tpu(*inputs))
+        for name, kernel in kernels.items():
+            monkeypatch.setattr(s2mel_kernel, name, kernel)
+
+    return switch
+
+
+KERNELS = ("attend", "project", "feed_forward")
+
+
+@pytest.mark.parametrize(("width", "heads", "T"), [(128, 2, 48), (256, 8, 16)])
+def test_the_kernels_equal_the_transformer(tpu, width, heads, T):
+    """With its gradient, of a row that fills the batch's frames, one that does not and one of a single frame."""
+    cfg, lengths = S2MelConfig(width=width, heads=heads, depth=3), np.array([T, T // 2 - 3, 1])
+    params, weigh = parameters("s2mel", cfg)["estimator"]["transformer"], normal(2, 3, T, width)
+    x, c = normal(0, 3, T, width), normal(1, 3, width)
+
+    def both():
+        def result(params, x, c):
+            y = s2mel.transform(params, cfg, x, c, lengths)
+            return (y * weigh).sum(), y
+
+        (_, y), slopes = jax.jit(jax.value_and_grad(lambda *given: result(*given), (0, 1, 2), has_aux=True))(
+            params, x, c
+        )
+        return [y, *jax.tree.leaves(slopes)]
+
+    plain = both()
+    tpu()
+    for ours, expected in zip(both(), plain, strict=True):
+        assert relative(ours, expected) <= TOLERANCE["block"]
+
+
+def test_frames_that_take_several_blocks_of_queries(monkeypatch):
+    monkeypatch.setattr(s2mel_kernel, "_ROWS", 64)  # in float32, a quarter
+    cfg, T = S2MelConfig(width=128, heads=2, depth=1), 48
+    params, lengths = parameters("s2mel", cfg)["estimator"]["transformer"], np.array([48, 17])
+    x, c = normal(0, 2, T, 128), normal(1, 2, 128)
+    for name in KERNELS:
+        monkeypatch.setattr(s2mel_kernel, name, partial(getattr(s2mel_kernel, name).__wrapped__, interpret=True))
+    y = jax.jit(partial(s2mel._transform_in_tiles, cfg=cfg))(params, x=x, c=c, lengths=lengths)
+    expected = jax.jit(s2mel.Transformer(cfg).apply)({"params": params}, x, c, lengths)
+    assert relative(y, expected) <= TOLERANCE["block"]
+
+
+def test_a_row_without_keys_is_finite():
+    """As the plain form, it averages all values."""
+    qkv, rotation = normal(0, 2, 16, 3 * 128), np.zeros((2, 16, 128), np.float32)
+    y = s2mel_kernel.attend(qkv, rotation, np.array([0, 16]), 2, interpret=True)
+    np.testing.assert_allclose(y[0], np.broadcast_to(qkv[0, :, 256:].mean(axis=0), (16, 128)), atol=1e-6)
+
+
+def test_what_the_kernels_are_made_for():
+    cfg = S2MelConfig()
+    assert s2mel_kernel.fits(1024, cfg.width, cfg.width // cfg.heads, cfg.feed_forward)
+    assert all(s2mel_kernel.fits(T, cfg.width, 64, cfg.feed_forward) for T in buckets.FRAMES)
+    assert not s2mel_kernel.fits(1020, cfg.width, 64, cfg.feed_forward)
+    assert not s2mel_kernel.fits(1024, S2MEL.width, S2MEL.width // S2MEL.heads, S2MEL.feed_forward)
+
+
+def test_the_flow_with_kernels_equals_the_flow(tpu):
+    cfg = S2MelConfig(6, 5, 8, 7, (6, 8), 10, 2, 12, 128, 2, 3, 8, 2, 5)
+    params, P, F, prompts, targets = parameters("s2mel", cfg), 32, 16, np.array([32, 11]), np.array([13, 16])
+    noise, prompt = normal(0, 2, F, cfg.mels), normal(1, 2, P, cfg.mels)
+    content, before, style = normal(2, 2, F, cfg.content), normal(3, 2, P, cfg.content), normal(4, 2, cfg.style)
+    solve, results = s2mel.solve.__wrapped__, []
+    for switch in (lambda: None, tpu):
+        switch()
+        both = s2mel.join.__wrapped__(before, prompts, content, P + F)
+        mel = s2mel.join.__wrapped__(prompt, prompts, jnp.zeros_like(noise), P + F)
+        inputs = noise, mel, both, style, prompts, targets, np.float32([0.7, 0.3])
+        y = jax.jit(lambda *given: solve(params, cfg, *given, steps=2))(*inputs)
+        results.append([row[:n] for row, n in zip(np.asarray(y), targets, strict=True)])
+    for expected, ours in zip(*results, strict=True):
+        assert relative(ours, expected) <= TOLERANCE["block"]

@@ -180,19 +180,21 @@ def test_decoding_fits_and_pads_nothing():
 @pytest.mark.slow
 @needs_compiler
 def test_the_flow_scatters_nothing_and_keeps_its_scores_near():
+    """What three kernels in each of 13 layers leave to the compiler: the kernels themselves carry no estimate."""
     setting = Setting("bfloat16", batch=8, codes=256)
     executable, program = compile_for_tpu("flow", setting)
     assert executable.memory_analysis().temp_size_in_bytes < 0.5e9
     assert "scatter" not in kinds(program, depth=1)
-    step = target.read(program, chips.CHIPS["v5e"], setting)["estimate_s"] / setting.flow_steps
-    assert step < 32e-3
+    figures = target.read(program, chips.CHIPS["v5e"], setting)
+    assert figures["without_estimate"]["tpu_custom_call"] == 3 * 13
+    assert figures["estimate_s"] / setting.flow_steps < 7e-3
 
 
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("stage", ["decoding", "flow"])
 def test_a_batch_on_four_chips_exchanges_nothing_in_its_loops(stage):
-    """The flow sharded by its inputs alone; decoding as each chip's own loop."""
+    """Each chip runs its own rows: decoding goes row by row, and jit does not share out the flow's kernels."""
     _, program = compile_for_tpu(stage, Setting("bfloat16", batch=8, codes=128), count=4)
     assert "convolution" in kinds(program, depth=1)
     assert not kinds(program, depth=1) & set(hlo.COLLECTIVES)

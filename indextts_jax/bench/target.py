@@ -32,7 +32,7 @@ from indextts_jax.warmup import Program
 LARGEST = 5  # instructions of a stage that are named
 CODE_SECONDS = 256 * s2mel.FRAMES_PER_CODE / 22050
 # What goes on row by row, or has kernels that are not shared out by jit: each chip runs it for its own rows.
-ROW_BY_ROW = ("decoding", "BigVGAN")
+ROW_BY_ROW = ("decoding", "flow", "BigVGAN")
 _ROWS, _ALL = PartitionSpec("rows"), PartitionSpec()
 
 
@@ -80,14 +80,25 @@ def compiled(program: Program, mesh: Mesh, platform: str, batch: int) -> tuple[A
     function = program.function
     if mesh.size > 1 and program.stage in ROW_BY_ROW:
         params, cfg, *rest = arguments
+        arrays = [part for part in rest if _shapes(part)]
+
+        def of_own_rows(params: Any, *own: Any) -> Any:
+            remaining = iter(own)
+            return program.function(params, cfg, *(next(remaining) if _shapes(part) else part for part in rest))
+
         own = jax.shard_map(
-            lambda params, *rest: program.function(params, cfg, *rest), mesh=mesh, out_specs=_ROWS, check_vma=False,
-            in_specs=(_ALL, *(_ROWS if any(map(rows, jax.tree.leaves(part))) else _ALL for part in rest)),
+            of_own_rows, mesh=mesh, out_specs=_ROWS, check_vma=False,
+            in_specs=(_ALL, *(_ROWS if any(map(rows, _shapes(part))) else _ALL for part in arrays)),
         )  # fmt: skip
         function = jax.jit(own, donate_argnums=(1,) if program.stage == "decoding" else ())
-        arguments = (params, *rest)
+        arguments = (params, *arrays)
     traced = function.trace(*arguments, **keywords)
     return traced, traced.lower(lowering_platforms=(platform,)).compile()
+
+
+def _shapes(argument: Any) -> list[jax.ShapeDtypeStruct]:
+    """Of its arrays; none of a static argument."""
+    return [leaf for leaf in jax.tree.leaves(argument) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
 
 def _figures(program: Program, chip: Chip, setting: Setting, mesh: Mesh) -> dict[str, Any]:

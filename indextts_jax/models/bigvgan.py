@@ -7,7 +7,6 @@ as long.
 Dimensions: B batch, T frames or samples, C channels, K kernel, M mels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from math import gcd
@@ -21,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from indextts_jax.models import bigvgan_kernel
-from indextts_jax.models.layers import apply, enter, pad_edges, zero_padding
+from indextts_jax.models.layers import apply, enter, pad_edges, with_gradient_of, zero_padding
 
 _TAPS = 12
 
@@ -88,71 +87,48 @@ def snake(x: Array, rate: Array, scale: Array) -> Array:
 
 
 class Cut(NamedTuple):
-    """How rows lie while a stage computes: [B, T, C] -> [R, L, W], segments of L frames, some of them side by side.
+    """How rows lie while a TPU computes: [B, T, C] -> [L, R, W], segments of L frames, some of them side by side.
 
-    What lies outside of a segment is taken from its neighbours wherever it is heard. A TPU computes 8 x 128 elements at
-    once: segments fill the 8 where rows do not, and stand side by side where channels leave room in the 128.
+    It computes 8 x 128 elements at once: segments fill the 8 where rows do not, and stand side by side where channels
+    leave room in the 128. What lies outside of a segment is taken from its neighbours wherever it is heard.
     """
 
     segments: int = 1  # of each row
     beside: int = 1  # segments side by side: W = beside * C
-    least: int = 1  # frames of a segment: at least as many as are heard beyond it
+
+    @property
+    def neighbours(self) -> bigvgan_kernel.Neighbours:
+        return bigvgan_kernel.Neighbours(self.segments, self.beside)
 
     def apart(self, x: Array) -> Array:
-        """[B, T, C] -> [R, L, W], the last segments of each row filled up with zeros."""
-        B, T, C = x.shape
-        L = max(-(-T // self.segments), self.least)
-        x = jnp.pad(x, ((0, 0), (0, L * self.segments - T), (0, 0)))
-        return self._side_by_side(x.reshape(B * self.segments, L, C))
+        """[B, T, C] -> [L, R, W], the last segments of each row filled up with zeros."""
+        T, C = x.shape[1:]
+        # As long as a convolution hears at least: only the next segment is at hand.
+        L = bigvgan_kernel.whole(-(-T // self.segments))
+        x = jnp.pad(x, ((0, 0), (0, L * self.segments - T), (0, 0))).reshape(-1, self.beside, L, C)
+        return x.transpose(2, 0, 1, 3).reshape(L, -1, self.beside * C)
 
     def joined(self, x: Array, rows: int, frames: int) -> Array:
-        """[R, L, W] -> [B, T, C]."""
-        x = self._one_by_one(x)
-        return x.reshape(rows, -1, x.shape[2])[:, :frames]
+        """[L, R, W] -> [B, T, C]."""
+        L, R, _ = x.shape
+        x = x.reshape(L, R, self.beside, -1).transpose(1, 2, 0, 3)
+        return x.reshape(rows, self.segments * L, -1)[:, :frames]
 
     def bounds(self, lengths: Array, L: int, C: int) -> tuple[Array, Array]:
-        """Of each segment its place in the row, and where the row ends in frames of the segment: two of [R, W or 1]."""
+        """Of each segment its place in the row, and where the row ends in frames of the segment: two of [R, W]."""
         place = jnp.broadcast_to(jnp.arange(self.segments)[None] * L, (len(lengths), self.segments))
-        start, end = (jnp.reshape(x, (-1, self.beside)) for x in (place, lengths[:, None] - place))
-        return (start, end) if self.beside == 1 else (jnp.repeat(start, C, axis=1), jnp.repeat(end, C, axis=1))
-
-    def surrounded(self, x: Array, halo: int) -> Array:
-        """[R, L, W] -> [R, halo + L + halo, W]: segments amid their neighbours, zeros outside of rows."""
-        if self.segments == 1:
-            return jnp.pad(x, ((0, 0), (halo, halo), (0, 0)))
-
-        def moved(frames: Array, by: int) -> Array:
-            singles = self._one_by_one(frames)
-            rows = singles.reshape(-1, self.segments, *singles.shape[1:])
-            rows = jax.lax.pad(rows, jnp.zeros((), x.dtype), ((0, 0, 0), (by, -by, 0), (0, 0, 0), (0, 0, 0)))
-            return self._side_by_side(rows.reshape(singles.shape))
-
-        # Written in place: concatenated, a TPU computes the maximum of three padded arrays.
-        y = jnp.pad(x, ((0, 0), (halo, halo), (0, 0)))
-        y = jax.lax.dynamic_update_slice(y, moved(x[:, -halo:], 1), (0, 0, 0))
-        return jax.lax.dynamic_update_slice(y, moved(x[:, :halo], -1), (0, halo + x.shape[1], 0))
-
-    def _side_by_side(self, x: Array) -> Array:
-        """[B segments, L, C] -> [R, L, W]."""
-        S, L, C = x.shape
-        return x.reshape(-1, self.beside, L, C).swapaxes(1, 2).reshape(S // self.beside, L, self.beside * C)
-
-    def _one_by_one(self, x: Array) -> Array:
-        """[R, L, W] -> [B segments, L, C]."""
-        R, L, W = x.shape
-        return x.reshape(R, L, self.beside, -1).swapaxes(1, 2).reshape(R * self.beside, L, W // self.beside)
+        both = (jnp.reshape(x, (-1, self.beside)) for x in (place, lengths[:, None] - place))
+        start, end = (jnp.repeat(x, C, axis=1) for x in both)
+        return start, end
 
 
-ROWS = Cut()
-
-
-def tiles(B: int, C: int, heard: int) -> Cut:
-    """The cut that fills a TPU's tiles, for what hears so many frames beyond a segment: R is a multiple of 8."""
+def tiles(B: int, C: int) -> Cut:
+    """The cut that fills a TPU's tiles: R is a multiple of 8."""
     beside = max(1, 128 // C)
-    return Cut(beside * 8 // gcd(B, 8), beside, heard)
+    return Cut(beside * 8 // gcd(B, 8), beside)
 
 
-# ---- what is computed on segments -----------------------------------------------------------------------------------
+# ---- residual blocks ------------------------------------------------------------------------------------------------
 
 HALO = 5  # frames that an activation hears on either side
 
@@ -171,72 +147,35 @@ class Weights(NamedTuple):
     bias: Array  # [C]
 
 
-def convolve(x: Array, weights: Weights, dilation: int, cut: Cut, tiled: bool) -> Array:
-    """A convolution of rows that are zero outside, for an activation: [R, L, W] -> [R, HALO + L + HALO, W]."""
+def convolve(x: Array, weights: Weights, dilation: int) -> Array:
+    """A convolution of rows that are zero outside, for an activation: [B, T, C] -> [B, HALO + T + HALO, C]."""
     kernel, bias = weights
-    if cut.beside > 1:  # each segment hears itself alone
-        own = jnp.eye(cut.beside, dtype=kernel.dtype)[None, :, None, :, None]
-        kernel = (own * kernel[:, None, :, None, :]).reshape(len(kernel), x.shape[2], x.shape[2])
-        bias = jnp.tile(bias, cut.beside)
-    x = cut.surrounded(x, (len(kernel) - 1) * dilation // 2 + HALO)
-    plain = partial(_convolve, dilation=dilation)
-    function = _with_gradient_of(plain, partial(_convolve_in_tiles, dilation=dilation)) if tiled else plain
-    return function(x, kernel, bias)
-
-
-def _convolve(x: Array, kernel: Array, bias: Array, dilation: int) -> Array:
-    """[R, T, W] -> [R, T - (K - 1) dilation, W]."""
+    halo = (len(kernel) - 1) * dilation // 2 + HALO
     y = jax.lax.conv_general_dilated(
-        x, kernel, (1,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
-    )
+        jnp.pad(x, ((0, 0), (halo, halo), (0, 0))), kernel, (1,), "VALID", rhs_dilation=(dilation,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )  # fmt: skip
     return y + bias[None, None]
 
 
-def _convolve_in_tiles(x: Array, kernel: Array, bias: Array, dilation: int) -> Array:
-    return bigvgan_kernel.convolve(x.swapaxes(0, 1), kernel, bias[None], dilation).swapaxes(0, 1)
+def activate(xs: list[Array], snakes: Snakes, lengths: Array) -> list[Array]:
+    """x + sin²(αx) / β at twice the rate, float32 inside: J of [B, HALO + T + HALO, C] -> J of [B, T, C].
 
-
-def _with_gradient_of(plain: Callable[..., Any], tiled: Callable[..., Any]) -> Callable[..., Any]:
-    """A TPU's own kernel, differentiated as the plain form that it equals."""
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-
-    def forward(*inputs: Any) -> Any:
-        with jax.default_matmul_precision(precision):  # gradients are traced where it may be another
-            return tiled(*inputs), inputs
-
-    def backward(inputs: Any, slopes: Any) -> Any:
-        with jax.default_matmul_precision(precision):
-            return jax.vjp(plain, *inputs)[1](slopes)
-
-    function = jax.custom_vjp(tiled)
-    function.defvjp(forward, backward)
-    return function
-
-
-def activate(xs: list[Array], snakes: Snakes, start: Array, end: Array, tiled: bool) -> list[Array]:
-    """x + sin²(αx) / β at twice the rate, float32 inside: J of [R, HALO + L + HALO, W] -> J of [R, L, W].
-
-    The row's own edges are repeated whatever the halo holds there; past its end, the result is zero. snakes [J, W];
-    start, end [R, W or 1] as of `Cut.bounds`.
+    The row's own edges are repeated whatever the halo holds there; past its end, the result is zero. snakes [J, C].
     """
-    function = _with_gradient_of(_activate, _activate_in_tiles) if tiled else _activate
-    return function(xs, snakes, start, end)
-
-
-def _activate(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
     J, (R, T, _) = len(xs), xs[0].shape
     L = T - 2 * HALO
-    x = jnp.concatenate(xs)  # [J R, T, W]
+    x = jnp.concatenate(xs)  # [J B, T, C]
     rate, scale = (jnp.repeat(constants, R, axis=0)[:, None] for constants in snakes)
-    begins, end = jnp.tile(start == 0, (J, 1))[:, None], jnp.tile(end, (J, 1))[:, None]
+    end = jnp.tile(lengths[:, None], (J, 1))[:, None]
 
     def kept(x: Array, since: int, head: Array, last: Array) -> Array:
-        """x, whose frame 0 is the segment's frame `since`, with `head` before the row and `last` after it."""
+        """x, whose frame 0 is the row's frame `since`, with `head` before the row and `last` after it."""
         frame = jnp.arange(since, since + x.shape[1])[None, :, None]
-        return jnp.where(begins & (frame < 0), head, jnp.where(frame < end, x, last))
+        return jnp.where(frame < 0, head, jnp.where(frame < end, x, last))
 
     def at_end(x: Array, since: int) -> Array:
-        """The row's last frame [J R, 1, W]; anything where it lies in another segment."""
+        """The row's last frame [J B, 1, C]."""
         return jnp.take_along_axis(x, jnp.clip(end - 1 - since, 0, x.shape[1] - 1), axis=1)
 
     def filtered(x: Array, taps: list[float], T: int) -> Array:
@@ -258,46 +197,75 @@ def _activate(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list
     return jnp.split(kept(y, 0, jnp.zeros_like(head), jnp.zeros_like(last)).astype(xs[0].dtype), J)
 
 
-def _activate_in_tiles(xs: list[Array], snakes: Snakes, start: Array, end: Array) -> list[Array]:
-    R, _, W = xs[0].shape
-    taps = tuple(low_pass()[1::2].tolist())
-    start, end = jnp.broadcast_to(start, (R, W)), jnp.broadcast_to(end, (R, W))
-    ys = []
-    for j, x in enumerate(xs):
-        rate, scale = snakes.rate[j : j + 1], snakes.scale[j : j + 1]
-        y = bigvgan_kernel.activate(x.swapaxes(0, 1), start, end, rate, scale, taps, snake)
-        ys.append(y.swapaxes(0, 1))
-    return ys
-
-
 def blocks(
-    x: Array, lengths: Array, snakes: list[Snakes], weights: list[list[Weights]], dilations: list[tuple[int, ...]],
-    cut: Cut, tiled: bool,
-) -> Array:  # fmt: skip
+    x: Array, lengths: Array, snakes: list[Snakes], weights: list[list[Weights]], dilations: list[tuple[int, ...]]
+) -> Array:
     """J residual blocks side by side, averaged: [B, T, C] -> [B, T, C].
 
     snakes and weights in the order of the data, dilations as the weights: [convolution][block].
     """
-    B, T, C = x.shape
-    x = cut.apart(x)
-    start, end = cut.bounds(lengths, x.shape[1], C)
-    xs = ys = [cut.surrounded(x, HALO)] * len(dilations[0])
+    xs = ys = [jnp.pad(x, ((0, 0), (HALO, HALO), (0, 0)))] * len(dilations[0])
     for i, (constants, each) in enumerate(zip(snakes, weights, strict=True)):
-        constants = Snakes(*(jnp.tile(c, (1, cut.beside)) for c in constants))
-        ys = activate(ys, constants, start, end, tiled)
-        ys = [convolve(y, *w, cut, tiled) for y, w in zip(ys, zip(each, dilations[i], strict=True), strict=True)]
+        ys = activate(ys, constants, lengths)
+        ys = [convolve(y, *w) for y, w in zip(ys, zip(each, dilations[i], strict=True), strict=True)]
         if i % 2:  # the second of a pair
             xs = ys = [x + y for x, y in zip(xs, ys, strict=True)]
-    return cut.joined(reduce(add, xs)[:, HALO:-HALO] / len(xs), B, T)
+    return reduce(add, xs)[:, HALO:-HALO] / len(xs)
 
 
-def alone(x: Array, lengths: Array, snakes: Snakes, cut: Cut, tiled: bool) -> Array:
+def alone(x: Array, lengths: Array, snakes: Snakes) -> Array:
     """An activation with no convolution behind it: [B, T, C] -> [B, T, C]."""
+    [y] = activate([jnp.pad(x, ((0, 0), (HALO, HALO), (0, 0)))], snakes, lengths)
+    return y
+
+
+# ---- the same as a TPU computes it ----------------------------------------------------------------------------------
+
+
+def _blocks_in_tiles(
+    x: Array, lengths: Array, snakes: list[Snakes], weights: list[list[Weights]], dilations: list[tuple[int, ...]],
+) -> Array:  # fmt: skip
     B, T, C = x.shape
+    cut = tiles(B, C)
     x = cut.apart(x)
+    bounds = cut.bounds(lengths, len(x), C)
+    # Whether there is a segment of the same row before each, and after it.
+    first = np.arange(0, B * cut.segments) % cut.segments == 0
+    inner = np.stack([~first, ~np.roll(first, -1)]).reshape(2, -1, cut.beside)
+    inner = jnp.asarray(np.repeat(inner, C, axis=2), x.dtype)
+    xs: list[Array] = [x] * len(dilations[0])
+    for i in range(0, len(snakes), 2):
+        for j, x in enumerate(xs):
+            y = x
+            for k, added in ((i, None), (i + 1, x)):
+                constants = Snakes(snakes[k].rate[j : j + 1], snakes[k].scale[j : j + 1])
+                y = _activate_in_tiles(y, constants, bounds, cut)
+                kernel, bias = _beside(weights[k][j], cut.beside)
+                y = bigvgan_kernel.convolve(y, inner, kernel, bias[None], added, dilations[k][j], cut.neighbours)
+            xs[j] = y
+    return cut.joined(reduce(add, xs) / len(xs), B, T)
+
+
+def _beside(weights: Weights, beside: int) -> Weights:
+    """For segments side by side, each of which hears itself alone."""
+    kernel, bias = weights
+    K, W = len(kernel), beside * len(bias)
+    own = jnp.eye(beside, dtype=kernel.dtype)[None, :, None, :, None]
+    return Weights((own * kernel[:, None, :, None, :]).reshape(K, W, W), jnp.tile(bias, beside))
+
+
+def _activate_in_tiles(x: Array, snakes: Snakes, bounds: tuple[Array, Array], cut: Cut) -> Array:
+    """[L, R, W] -> [L, R, W]."""
     snakes = Snakes(*(jnp.tile(constants, (1, cut.beside)) for constants in snakes))
-    [y] = activate([cut.surrounded(x, HALO)], snakes, *cut.bounds(lengths, x.shape[1], C), tiled)
-    return cut.joined(y, B, T)
+    taps = tuple(low_pass()[1::2].tolist())
+    return bigvgan_kernel.activate(x, *bounds, *snakes, taps, snake, cut.neighbours)
+
+
+def _alone_in_tiles(x: Array, lengths: Array, snakes: Snakes) -> Array:
+    B, T, C = x.shape
+    cut = tiles(B, C)
+    x = cut.apart(x)
+    return cut.joined(_activate_in_tiles(x, snakes, cut.bounds(lengths, len(x), C), cut), B, T)
 
 
 # ---- modules --------------------------------------------------------------------------------------------------------
@@ -345,19 +313,21 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array) -> Array:
-        (B, _, C), J = x.shape, len(self.kernels)
-        heard = max((K - 1) * max(by) // 2 for K, by in zip(self.kernels, self.dilations, strict=True)) + HALO
+        C, J = x.shape[2], len(self.kernels)
         snakes, weights, dilations = [], [], []
         for i, dilated in enumerate(zip(*self.dilations, strict=True)):
             for k, (name, by) in enumerate((("dilated", dilated), ("plain", (1,) * J))):
                 snakes.append(Constants(J, C, name=f"activation_{2 * i + k}")())
                 weights.append([Convolution(C, K, name=f"{name}_{i}_{j}")() for j, K in enumerate(self.kernels)])
                 dilations.append(by)
-        return jax.lax.platform_dependent(
-            x, lengths, snakes, weights,
-            tpu=partial(blocks, dilations=dilations, cut=tiles(B, C, heard), tiled=True),
-            default=partial(blocks, dilations=dilations, cut=ROWS, tiled=False),
-        )  # fmt: skip
+        plain, tiled = (partial(form, dilations=dilations) for form in (blocks, _blocks_in_tiles))
+        if (
+            max((K - 1) * max(by) // 2 for K, by in zip(self.kernels, self.dilations, strict=True))
+            > bigvgan_kernel.NEAR
+        ):
+            return plain(x, lengths, snakes, weights)
+        kernels = with_gradient_of(plain, tiled)
+        return jax.lax.platform_dependent(x, lengths, snakes, weights, tpu=kernels, default=plain)
 
 
 class Upsample(nn.Module):
@@ -389,11 +359,8 @@ class Activation(Constants):
     """A single activation of rows: [1, B, T, C], lengths [B] -> the same."""
 
     def __call__(self, x: Array, lengths: Array) -> Array:  # type: ignore[override]
-        return jax.lax.platform_dependent(
-            x[0], lengths, super().__call__(),
-            tpu=partial(alone, cut=tiles(x.shape[1], x.shape[3], HALO), tiled=True),
-            default=partial(alone, cut=ROWS, tiled=False),
-        )[None]  # fmt: skip
+        kernels = with_gradient_of(alone, _alone_in_tiles)
+        return jax.lax.platform_dependent(x[0], lengths, super().__call__(), tpu=kernels, default=alone)[None]
 
 
 class Generator(nn.Module):

@@ -6,7 +6,7 @@ float32, whatever JAX's global setting says. Norms, scores and softmax are float
 Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any, Literal
@@ -59,6 +59,23 @@ def apply(module: nn.Module, params: Any, *inputs: Any) -> Any:
     """The output of a module that has parameters and no other state, at the precision of its weights."""
     with precision_of(params):
         return module.apply({"params": params}, *inputs)
+
+
+def with_gradient_of(plain: Callable[..., Any], tiled: Callable[..., Any]) -> Callable[..., Any]:
+    """A TPU's own kernel, differentiated as the plain form that it equals."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+    def forward(*inputs: Any) -> Any:
+        with jax.default_matmul_precision(precision):  # gradients are traced where it may be another
+            return tiled(*inputs), inputs
+
+    def backward(inputs: Any, slopes: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return jax.vjp(plain, *inputs)[1](slopes)
+
+    function = jax.custom_vjp(tiled)
+    function.defvjp(forward, backward)
+    return function
 
 
 def pad_edges(x: Array, lengths: Array, left: int, right: int, mode: Literal["zeros", "replicate", "reflect"]) -> Array:

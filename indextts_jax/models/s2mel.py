@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from indextts_jax.models import s2mel_kernel
 from indextts_jax.models.layers import (
     LayerNorm,
     RMSNorm,
@@ -30,6 +31,7 @@ from indextts_jax.models.layers import (
     pad_edges,
     take,
     valid,
+    with_gradient_of,
     zero_padding,
 )
 
@@ -238,6 +240,62 @@ class Transformer(nn.Module):
         return AdaptiveNorm(name="norm")(x, c)
 
 
+def transform(params: dict, cfg: S2MelConfig, x: Array, c: Array, lengths: Array) -> Array:
+    """`Transformer` by its parameters, on a TPU with kernels: x [B, T, D], c [B, D], lengths [B] -> [B, T, D]."""
+
+    def plain(params: dict, x: Array, c: Array, lengths: Array) -> Array:
+        return apply(Transformer(cfg, parent=None), params, x, c, lengths)
+
+    def tiled(params: dict, x: Array, c: Array, lengths: Array) -> Array:
+        return _transform_in_tiles(params, cfg, x, c, lengths)
+
+    T, D = x.shape[1:]
+    if not s2mel_kernel.fits(T, D, D // cfg.heads, cfg.feed_forward):
+        return plain(params, x, c, lengths)
+    kernels = with_gradient_of(plain, tiled)
+    return jax.lax.platform_dependent(params, x, c, lengths, tpu=kernels, default=plain)
+
+
+def _transform_in_tiles(params: dict, cfg: S2MelConfig, x: Array, c: Array, lengths: Array) -> Array:
+    """`Transformer`, three kernels to a block."""
+
+    def dense(params: dict, x: Array) -> Array:
+        y = x @ params["kernel"]
+        return y + params["bias"].reshape((1,) * (y.ndim - 1) + (-1,)) if "bias" in params else y
+
+    def norm(params: dict) -> Array:
+        """What multiplies and what is added: [B, 2, D] float32."""
+        weight, bias = jnp.split(dense(params["project"], c).astype(jnp.float32), 2, axis=-1)
+        return jnp.stack([weight * params["norm"]["scale"].astype(jnp.float32)[None], bias], axis=1)
+
+    def normalised(x: Array, norm: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + _EPSILON)
+        return (wide * norm[:, :1] + norm[:, 1:]).astype(x.dtype)
+
+    N, half, skips = cfg.heads, cfg.depth // 2, []
+    H = x.shape[2] // N
+    cos, sin = np.repeat(rotations(x.shape[1], H), 2, axis=-1)
+    rotation = jnp.asarray(np.tile(np.stack([cos, sin * np.tile(np.array([-1, 1], np.float32), H // 2)]), 128 // H))
+    for i in range(cfg.depth):
+        own = params[f"layer_{i}"]
+        if i > half:
+            x = dense(own["skip"], jnp.concatenate([x, skips.pop()], axis=-1))
+        attention, forward = own["attention"], own["feed_forward"]
+        qkv = s2mel_kernel.project(x, norm(own["attention_norm"]), attention["qkv"]["kernel"], _EPSILON)
+        y = s2mel_kernel.attend(qkv, rotation, lengths, N)
+        x = s2mel_kernel.feed_forward(
+            x, y, attention["out"]["kernel"], norm(own["feed_forward_norm"]), forward["gated"]["kernel"],
+            forward["down"]["kernel"], _EPSILON,
+        )  # fmt: skip
+        if i < half:
+            skips.append(x)
+    return normalised(x, norm(params["norm"]))
+
+
+_EPSILON = RMSNorm.epsilon
+
+
 class WaveNet(nn.Module):
     """Gated convolutions with reflected edges, conditioned on c [B, W] (arXiv:1609.03499): [B, T, W] -> [B, T, W]."""
 
@@ -269,6 +327,7 @@ class Estimator(nn.Module):
     """
 
     cfg: S2MelConfig
+    by_platform: bool = False  # the transformer as one function, of which a TPU has a form of its own
 
     @nn.compact
     def __call__(
@@ -280,7 +339,10 @@ class Estimator(nn.Module):
         content = nn.Dense(D, name="content")(content)
         style = jnp.broadcast_to(style[:, None], (*x.shape[:2], style.shape[-1]))
         h = nn.Dense(D, name="merge")(jnp.concatenate([x, prompt, content, style], axis=-1))
-        h = Transformer(cfg, name="transformer")(h, time, lengths)
+        if self.by_platform:
+            h = transform(self.variables["params"]["transformer"], cfg, h, time, lengths)
+        else:
+            h = Transformer(cfg, name="transformer")(h, time, lengths)
         if starts is not None and frames is not None:
             h, x, lengths = window(h, starts, frames), window(x, starts, frames), lengths - starts
         h = nn.Dense(D, name="skip")(jnp.concatenate([h, x], axis=-1))
@@ -344,16 +406,18 @@ def content(
 
 def estimate(
     params: dict, cfg: S2MelConfig, x: Array, prompt: Array, content: Array, style: Array, t: Array, lengths: Array,
-    starts: Array | None = None, frames: int | None = None,
+    starts: Array | None = None, frames: int | None = None, by_platform: bool = False,
 ) -> Array:  # fmt: skip
     """The velocity at x: x, prompt [B, T, M], content [B, T, K], style [B, style], t [B], lengths [B] -> [B, T, M].
 
     With starts [B] and frames, only of so many frames from there on: [B, frames, M], of which those past a row's length
     are unspecified, and so are the first `cfg.reach` where a row does not start there. t is float32, the other inputs
-    are in the dtype of the weights and finite in their padding.
+    are in the dtype of the weights and finite in their padding. `by_platform`: on a TPU with kernels, which jit alone
+    does not share out among chips; modules inside the transformer cannot be looked into then.
     Reference: indextts/s2mel/modules/diffusion_transformer.py, DiT.
     """
-    return apply(Estimator(cfg), params["estimator"], x, prompt, content, style, t, lengths, starts, frames)
+    estimator = Estimator(cfg, by_platform)
+    return apply(estimator, params["estimator"], x, prompt, content, style, t, lengths, starts, frames)
 
 
 def times(steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -455,7 +519,8 @@ def solve(
     """`flow` with its conditions joined: x [B, F, M] float32 of the target, prompt [B, T, M], content [B, T, K].
 
     style [B, style], prompt_lengths [B], lengths [B] of the target, guidance [B] float32, of no effect where not
-    `guided` -> x at 1 [B, F, M], or after each step.
+    `guided` -> x at 1 [B, F, M], or after each step. On TPUs it has kernels, which jit alone does not share out among
+    chips: there a batch on several chips is for jax.shard_map.
     """
     F, T, dtype = x.shape[1], prompt.shape[1], dtype_of(params)
     # The prompt's part of the state stays zero, so that its velocity is not needed: what follows the transformer hears
@@ -480,7 +545,7 @@ def solve(
     def velocity(x: Array, t: Array) -> Array:
         xs = jnp.repeat(join(silence, prompt_lengths, x, T).astype(dtype), branches, axis=0)
         times = jnp.full(stacked.shape, t)
-        v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if size else None, size)
+        v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if size else None, size, True)
         v = v.astype(jnp.float32)
         if guided:
             conditional, null = jnp.moveaxis(v.reshape(-1, 2, *v.shape[1:]), 1, 0)
