@@ -27,6 +27,7 @@ from indextts_jax.models import s2mel
 from indextts_jax.request import Chunk, Given, Options, Request, Streaming
 from indextts_jax.streaming import stream
 from indextts_jax.voice import Voice
+from indextts_jax.warmup import keep_programs
 
 TEXT = (
     "One small test of the speech system, which goes on for a while. "
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--official", action="store_true", help="random weights of the official sizes; MODEL's texts")
     options = parser.parse_args()
+    keep_programs()
     model = load(options.model, options.dtype)
     if options.official:
         cfg, dtype = replace(Config(), qwen3=None), options.dtype or models.default_dtype()

@@ -30,7 +30,7 @@ from indextts_jax.request import Chunk
 FADE = 8  # mel frames over which a chunk fades into the next
 # Few shapes, of which the first sound waits to be compiled: all codes of a segment are padded to one of these,
 CODES = (512, 1024, 1536, 2048)
-BLOCK = 64  # the second pass reads so many at once, and the flow has two lengths, of the first chunk and of the others.
+BLOCK = 64  # the second pass reads so many at once, and the flow has three lengths.
 
 
 class Stream:
@@ -83,8 +83,8 @@ class Stream:
     def _frames(self, codes: int) -> int:
         return spoken_frames(codes, self._row.request.options.speed)
 
-    def _lengths(self) -> tuple[int, int]:
-        """To how many frames the target of the first chunk is padded, and that of every other."""
+    def _lengths(self) -> tuple[int, ...]:
+        """To how many frames the target of the first chunk is padded, and to the lowest of which those of others."""
         first, hop = self._streaming.first_codes, self._streaming.hop
         for name, codes, least in (("first_codes", first, self._held + FADE), ("hop", hop, FADE + 1)):
             if self._frames(codes) < least:
@@ -92,8 +92,8 @@ class Stream:
                     f"{name} is {codes}, which is too few: they become {self._frames(codes)} mel frames at this speed, "
                     f"and {least} are needed"
                 )
-        most = self._frames(hop) + 1 + self._held  # where a chunk begins decides how its last frame is rounded
-        return bucket(self._frames(first), TARGETS), bucket(most, TARGETS)
+        others = (self._frames(min(hop, codes)) + 1 + self._held for codes in (2 * first, hop))  # one: by its rounding
+        return bucket(self._frames(first), TARGETS), *(bucket(frames, TARGETS) for frames in others)
 
     def _at_once(self) -> Chunk:
         """All of a segment that is no longer than its first chunk, by the programs that make it otherwise."""
@@ -155,7 +155,7 @@ class Stream:
         """The log-mel [1, F, M] of the frames from the last one given to so many."""
         request, cfg = self._row.request, self._cfg
         known, first = bucket(len(codes), CODES), not self._heard
-        size = self._sizes[0] if first else self._sizes[1]
+        size = self._sizes[0] if first else min(size for size in self._sizes[1:] if size >= frames - self._end)
         packed = len(request.voice.mel) + size + (0 if first else self._window)
         noise = s2mel.noise(request.keys[1][None], size, cfg.s2mel.mels, _one(self._end))
         guidance = np.array([request.options.guidance], np.float32)

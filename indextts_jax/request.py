@@ -34,9 +34,9 @@ class Options:
     steps: int = 25  # of the flow
     guidance: float = 0.7
     silence_ms: int = 200  # between segments
-    speed: float = 1.0  # 0.5 to 2: by how much faster than the codes say; they stay the same
     fade_ms: int = 20  # at the end of each segment; 0: the reference's samples, bit by bit
     trim_tail: bool = False  # leave out hiss and silence after the last sound of a segment, see `ends.tail`
+    speed: float = 1.0  # 0.5 to 2: by how much faster than the codes say; they stay the same
     batch: int | None = None  # segments drawn side by side; None: 8 on a CPU, else what the device's memory holds
 
     def __post_init__(self) -> None:

@@ -1,6 +1,8 @@
 """Strict dtype and rank promotion, and the tiny checkpoint, converted once per run."""
 
+import gc
 import os
+import shutil
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import jax
 import pytest
 
 from debug.golden import FIXTURES
-from indextts_jax import audio, convert
+from indextts_jax import audio, checkpoint, convert
 from indextts_jax.config import Config
 from indextts_jax.model import Model, load
 from indextts_jax.voice import Voice, listen
+from tests import small
 
 # Programs are shared between tests, workers and runs.
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
@@ -53,6 +56,30 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "tiny"
     convert.convert(Tiny.folder, out, strict=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def quick(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a small random vocoder, which compiles in a tenth of the time: where samples are not the point."""
+    out = tmp_path_factory.mktemp("quick") / "tiny"
+    shutil.copytree(converted, out, ignore=lambda folder, names: {"bigvgan", "checksums.json"} & set(names))
+    cfg, source = checkpoint.read_description(converted)
+    params, cfg = small.with_small_vocoder({}, cfg)
+    checkpoint.save(out, "bigvgan", cfg.bigvgan, params["bigvgan"])
+    checkpoint.save_description(out, cfg, source)
+    return out
+
+
+@pytest.fixture(scope="session")
+def quick_model(quick: Path) -> Model:
+    return load(quick)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collections() -> None:
+    """What earlier tests left, JAX's caches above all, is not looked through again at every collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,16 @@ ITEM = Item(1, "a", "A.", VOICE, 0.0, None, 0, None, None, 120, 500, Options(), 
 DEFAULTS = Defaults(voice=VOICE, beams=1, max_codes=10, steps=1, seed=3)
 
 
+@pytest.fixture(scope="module")
+def converted(quick):
+    return quick
+
+
+@pytest.fixture(scope="module")
+def model(quick_model):
+    return quick_model
+
+
 @pytest.fixture(autouse=True)
 def cache(monkeypatch):
     """Programs compiled by these tests stay out of the user's cache."""
@@ -155,7 +165,7 @@ def test_options_that_came_later_are_no_part_of_a_key_where_they_change_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "key", note)
         old = keys(plain, None)
-        others = {keys(replace(plain, options=replace(plain.options, **{name: 1})), None) for name in batch.LATER}
+        others = {keys(replace(plain, options=replace(plain.options, **{name: 2})), None) for name in batch.LATER}
     assert found[0] == own
     assert len(others - {old}) == len(batch.LATER)
 

@@ -101,7 +101,7 @@ def tpu(monkeypatch):
 
 # Rows, frames, channels and a cut; where the rows end: in their last segment, in another, close to its edges
 CUTS = [
-    (2, 660, 8, Cut(20, 5), [660, 321]),
+    (2, 260, 8, Cut(20, 5), [260, 131]),
     (2, 200, 12, Cut(8, 2), [157, 161]),
     (8, 40, 4, Cut(), [40, 1, 17, 40, 2, 3, 30, 39]),
     (1, 60, 4, Cut(8, 1), [51]),  # segments without a frame

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from indextts_jax import growing, streaming
-from tests.test_cli import TEXT, VOICE, misused, refused, speak
+from tests.test_cli import TEXT, VOICE, misused, refused, run, speak
 
 pytestmark = pytest.mark.whole
 
@@ -26,6 +26,11 @@ FEW = ("--greedy", "--max-codes", 100, "--steps", 1, "--first-codes", 40, "--hop
 def cache(monkeypatch):
     """Programs compiled by these tests stay out of the user's cache."""
     monkeypatch.setenv("INDEXTTS_CACHE", jax.config.jax_compilation_cache_dir)
+
+
+@pytest.fixture(scope="module")
+def converted(quick):
+    return quick
 
 
 @pytest.fixture(scope="module")
@@ -61,43 +66,33 @@ def test_a_file_that_grows(converted, tmp_path, capsys, monkeypatch, whole):
     )
 
 
-def piped(converted, *arguments, head=None):
-    """A process of its own that writes to a pipe, of which `head` bytes are read: -> (bytes, status, messages)."""
-    command = [
-        sys.executable,
-        "-m",
-        "indextts_jax.cli",
-        "speak",
-        "--model",
-        converted,
-        "--voice",
-        VOICE,
-        "--text",
-        TEXT,
-    ]
-    with subprocess.Popen(
-        [str(part) for part in (*command, *FEW, *arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        data = process.stdout.read(-1 if head is None else head)
-        process.stdout.close()
-        messages = process.stderr.read().decode()
-    return data, process.returncode, [line for line in messages.splitlines() if "warning" not in line]
+def to_stdout(converted, *arguments):
+    return run("speak", "--model", converted, "--voice", VOICE, "--text", TEXT, *FEW, "--stream", "-", *arguments)
 
 
-def test_samples_alone_to_standard_output(converted, whole):
-    data, status, messages = piped(converted, "--stream", "-")
-    assert status == 0
+def test_samples_alone_to_standard_output(converted, capfdbinary, whole):
+    assert to_stdout(converted) == 0
+    data, messages = capfdbinary.readouterr()
     assert len(data) == 2 * len(whole[0])
-    assert len(messages) == 1
-    assert messages[0].startswith("standard output: 2.00 s of audio")
+    lines = [line for line in messages.decode().splitlines() if "warning" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("standard output: 2.00 s of audio")
 
 
 def test_a_player_that_goes(converted):
-    data, status, messages = piped(converted, "--stream", "-", "--format", "wav", "--quiet", head=1000)
+    """In a process of its own, of whose output 1000 bytes are read."""
+    command = [
+        *(sys.executable, "-m", "indextts_jax.cli", "speak", "--model", converted, "--voice", VOICE, "--text", TEXT),
+        *(*FEW, "--stream", "-", "--format", "wav", "--quiet"),
+    ]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        data = process.stdout.read(1000)
+        process.stdout.close()
+        messages = process.stderr.read().decode().splitlines()
     assert data[:4] == b"RIFF"
-    assert status == 1
+    assert process.returncode == 1
     assert len(messages) == 1
     assert re.fullmatch(
         r"indextts-jax: error: standard output was closed by its reader after \d\.\d\d s of sound", messages[0]

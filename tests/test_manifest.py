@@ -160,7 +160,7 @@ EVERYTHING = {
     "segment_tokens": 60, "paragraph_ms": 0, "silence_ms": 0, "fade_ms": 5, "trim_tail": True,
     "beams": 2, "greedy": False, "no_sample": False, "temperature": 1,
     "top_k": 0, "top_p": 0.5, "repetition_penalty": 2.5, "length_penalty": -1.0, "max_codes": 7, "retries": 3,
-    "steps": 9, "cfg_rate": 0.25,
+    "steps": 9, "cfg_rate": 0.25, "speed": 1.5,
 }  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def expected(folder: Path, line: int) -> Item:
         glossary=folder / "terms.yaml",
         segment_tokens=60,
         paragraph_ms=0,
-        options=Options(Sampling(2, True, 0, 0.5, 1.0, 2.5, -1.0), 7, 3, 9, 0.25, 0, 5, True),
+        options=Options(Sampling(2, True, 0, 0.5, 1.0, 2.5, -1.0), 7, 3, 9, 0.25, 0, 5, True, 1.5),
         silence_after_ms=300,
         output=PurePosixPath("out/a.wav"),
     )
@@ -214,9 +214,10 @@ def test_settings_of_the_command_line(folder: Path):
         "segment_tokens": 50, "paragraph_ms": 7, "silence_ms": 10, "fade_ms": 0, "trim_tail": True,
         "beams": 4, "no_sample": True, "temperature": 0.5, "top_k": 3,
         "top_p": 0.1, "repetition_penalty": 3.0, "length_penalty": 1.0, "max_codes": 9, "steps": 2, "cfg_rate": 0.1,
+        "speed": 0.5,
     }  # fmt: skip
     [found] = read(folder, {"text": "Hi"}, **defaults)
-    assert found.options == Options(Sampling(4, False, 3, 0.1, 0.5, 3.0, 1.0), 9, 0, 2, 0.1, 10, 0, True)
+    assert found.options == Options(Sampling(4, False, 3, 0.1, 0.5, 3.0, 1.0), 9, 0, 2, 0.1, 10, 0, True, 0.5)
     assert (found.voice, found.voice_start, found.language) == (folder / "other.wav", 2.0, "en")
     assert (found.glossary, found.segment_tokens, found.paragraph_ms) == (folder / "terms.yaml", 50, 7)
 

@@ -22,6 +22,16 @@ QUICK = {"max_codes": 8, "steps": 1, "greedy": True}
 HAPPY = [0.7, 0, 0, 0, 0, 0, 0, 0.1]
 
 
+@pytest.fixture(scope="module")
+def converted(quick):
+    return quick
+
+
+@pytest.fixture(scope="module")
+def model(quick_model):
+    return quick_model
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cache():
     """Workers and this process share compiled programs."""

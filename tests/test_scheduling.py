@@ -162,7 +162,7 @@ def test_memory_does_not_grow_with_the_requests(system, monkeypatch):
     n = 0
     for n, result in enumerate(system.run(source()), start=1):
         del result
-        if n % 10 == 0:
+        if n % 30 == 0:
             gc.collect()
             most.append(len(alive))
     assert n == 300
