@@ -28,7 +28,7 @@ def cache(monkeypatch):
     monkeypatch.setenv("INDEXTTS_CACHE", jax.config.jax_compilation_cache_dir)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def converted(quick):
     return quick
 
