@@ -63,7 +63,7 @@ class Streaming:
     """When the sound of a segment is given while its codes are drawn, in chunks whose bounds depend on these alone."""
 
     first_codes: int = 50  # of the first chunk; 50 are a second of speech
-    hop: int = 200  # the most codes of a chunk; each has as many as there were before it, up to this
+    hop: int = 200  # the most codes of any other; each has as many as there were before it, up to this
     context: int = 172  # mel frames, 86 a second: how much of what was spoken the flow hears again
 
     def __post_init__(self) -> None:
@@ -72,8 +72,8 @@ class Streaming:
                 raise Error(f"{name} is {getattr(self, name)}, but must be at least {low}")
 
     def after(self, codes: int) -> int:
-        """The bound that follows one."""
-        return codes + min(self.hop, max(self.first_codes, codes))
+        """The bound that follows one, or 0."""
+        return codes + min(self.hop, codes) if codes else self.first_codes
 
 
 @dataclass(frozen=True, eq=False)

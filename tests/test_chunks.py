@@ -55,11 +55,15 @@ def system(model, voice):
     return System(model, voice)
 
 
-def test_bounds_grow_up_to_the_hop():
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, [50, 100, 200, 400, 600]), ({"first_codes": 300, "hop": 80}, [300, 380, 460, 540, 620])],
+)
+def test_bounds_grow_up_to_the_hop(settings, expected):
     bounds = [0]
-    while len(bounds) < 7:
-        bounds.append(Streaming().after(bounds[-1]))
-    assert bounds == [0, 50, 100, 200, 400, 600, 800]
+    while len(bounds) < 6:
+        bounds.append(Streaming(**settings).after(bounds[-1]))
+    assert bounds[1:] == expected
 
 
 # ---- beside the whole segment ---------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def add_stream(sub: argparse.ArgumentParser) -> None:
         metavar="N",
         help="codes of the first chunk of a segment, 50 a second: fewer are heard sooner (50)",
     )
-    group.add_argument("--hop", type=number(int, 1, 1500), metavar="N", help="codes of a chunk at most (200)")
+    group.add_argument("--hop", type=number(int, 1, 1500), metavar="N", help="codes of any other chunk at most (200)")
     group.add_argument(
         "--first-segment-tokens",
         type=number(int, 0, 10_000),
