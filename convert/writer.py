@@ -45,11 +45,10 @@ class Writer:
 
     def add(self, array: np.ndarray) -> Stored:
         """Write a tensor's storage. Raises TypeError for a dtype that PyTorch has not."""
-        array = np.asarray(array, order="C")
         stored = Stored(str(self._count), array.dtype, array.shape)
         if stored.dtype not in _KINDS:
             raise TypeError(f"a PyTorch file cannot hold tensors of {stored.dtype}")
-        self._entry(f"data/{stored.key}", array.reshape(-1).view(np.uint8).data)
+        self._entry(f"data/{stored.key}", array.ravel().view(np.uint8).data)
         self._count += 1
         return stored
 
@@ -62,8 +61,9 @@ class Writer:
     def _entry(self, name: str, content: bytes | memoryview) -> None:
         info = zipfile.ZipInfo(f"{_ROOT}/{name}")  # of 1980, without attributes
         info.create_system = 0
-        begin = self._archive.fp.tell() + 30 + len(info.filename) + 4 if self._archive.fp else 0
-        gap = -begin % _ALIGNMENT
+        file = self._archive.fp
+        assert file is not None
+        gap = -(file.tell() + 30 + len(info.filename) + 4) % _ALIGNMENT  # the header, the name, the head of `extra`
         info.extra = b"FB" + struct.pack("<H", gap) + b"Z" * gap  # as PyTorch fills it
         self._archive.writestr(info, content)
 
