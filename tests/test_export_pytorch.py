@@ -1,7 +1,10 @@
 """Back to PyTorch: what is exported is what was converted, bit for bit, in the layout of the official files."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +119,30 @@ def test_what_speaking_does_not_use_is_kept(tiny, converted):
     theirs = tensors(tiny.folder / "gpt.pth")
     for name, tensor in found["gpt"].items():
         assert tensor.read().tobytes() == theirs[name].read().tobytes()
+
+
+_LIST = """
+import hashlib, json, sys, torch
+def listed(part, name=""):
+    if isinstance(part, dict):
+        return {key: value for n, inner in part.items() for key, value in listed(inner, f"{name}{n}.").items()}
+    return {name[:-1]: [list(part.shape), str(part.dtype), hashlib.sha256(part.numpy().tobytes()).hexdigest()]}
+print(json.dumps([listed(torch.load(path, weights_only=True)) for path in sys.argv[1:]]))
+"""
+
+
+@pytest.mark.reference
+def test_pytorch_reads_what_our_reader_reads(exported):
+    if not (python := os.environ.get("INDEXTTS_REFERENCE_PYTHON")):
+        pytest.skip("INDEXTTS_REFERENCE_PYTHON (an interpreter that has PyTorch) is not set")
+    paths = [exported / name for name in FILES]
+    done = subprocess.run([python, "-c", _LIST, *map(str, paths)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for path, found in zip(paths, json.loads(done.stdout), strict=True):
+        assert found == {
+            name: [list(tensor.shape), f"torch.{tensor.dtype}", hashlib.sha256(tensor.read().tobytes()).hexdigest()]
+            for name, tensor in tensors(path).items()
+        }
 
 
 # ---- other weights --------------------------------------------------------------------------------------------------
