@@ -429,6 +429,7 @@ def unfill(component: str, table: Table, tree: Any, like: Any, where: str) -> It
                 yield full, np.asarray(value, order="C")
     if left := sorted(tensors.keys() - used.keys()):
         raise CheckpointError(f"{where}: {component} {left[0]} is used by no row of its table")
+    used.clear()  # a circle of references, which would keep the whole tree in memory
 
 
 def _float32(leaf: Any) -> np.ndarray:

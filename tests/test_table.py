@@ -1,6 +1,8 @@
 """The kinds of the conversion tables, against plain numpy in float64, and the contract that holds for every table."""
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +418,20 @@ def test_unfill():
     for name, array in found.items():
         assert array.flags.c_contiguous
         assert array.tobytes() == LINEAR[name].tobytes()
+
+
+def test_unfill_lets_go_of_the_tree():
+    """At once, not when Python next looks for circles: the next component would come beside it."""
+    tree = {"dense": {name: leaf.copy() for name, leaf in ARRAYS["dense"].items()}}
+    held_on = [weakref.ref(leaf) for leaf in tree["dense"].values()]
+    gc.disable()
+    try:
+        for _ in unfill("part", DENSE, tree, TREE, "model/part"):
+            pass
+        del tree, _
+        assert [leaf() is None for leaf in held_on] == [True, True]
+    finally:
+        gc.enable()
 
 
 def test_unfill_writes_float32():
