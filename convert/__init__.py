@@ -14,7 +14,7 @@ from typing import Any
 from indextts_jax import checkpoint, interrupts, models
 from indextts_jax import config as configuration
 from indextts_jax.config import Config, ConfigError, from_yaml, inside, read_json, read_yaml
-from indextts_jax.convert import qwen3
+from indextts_jax.convert import qwen3, rest
 from indextts_jax.convert.table import Report, files, fill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
 from indextts_jax.errors import Error, NotFound, shown
@@ -131,18 +131,25 @@ def _must_fit(path: Path, pieces: int, most: int) -> None:
         raise CheckpointError(f"{path}: has {pieces} pieces, but the model knows {most}: it belongs to another model")
 
 
+def _unused(report: Report, folder: Path, settings: dict[str, Any]) -> Tensors:
+    """The tensors of a component that its table does not use."""
+    tensors = _converter(report.component).tensors(folder, settings)
+    return {name: tensors[name] for name in report.unused}
+
+
 def convert(
     folder: Path, out: Path, strict: bool = False, progress: Callable[[Report], None] = lambda report: None
 ) -> list[Report]:
     """Convert a model folder in the official layout into `out`, which must not exist; -> a report per component.
 
     One component at a time, so that the peak memory is that of the largest; `out` appears only when all is written.
+    What gpt.pth and s2mel.pth hold besides is kept in rest.pth, for training and for the way back (`export`).
     Raises NotFound, CheckpointError, ConfigError, ModelError and FileError, and leaves nothing behind.
     """
     settings = read_yaml(folder / "config.yaml")
     cfg = read_config(folder)
     others = _others(folder, settings, cfg)
-    reports = []
+    reports: list[Report] = []
     with whole(out) as partial:
         for name, path in others.items():
             shutil.copyfile(path, partial / name)
@@ -153,5 +160,8 @@ def convert(
             del tree
             reports.append(report)
             progress(report)
+        rest.save(
+            partial, {r.component: _unused(r, folder, settings) for r in reports if r.component in rest.COMPONENTS}
+        )
         checkpoint.save_description(partial, cfg, source=folder.resolve().name)
     return reports

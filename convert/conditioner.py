@@ -6,6 +6,7 @@ from typing import Any
 
 from indextts_jax.config import inside
 from indextts_jax.convert.table import (
+    Given,
     Leaves,
     Module,
     Row,
@@ -16,6 +17,7 @@ from indextts_jax.convert.table import (
     layer_norm,
     parameters,
     pointwise,
+    undone_by,
 )
 from indextts_jax.convert.tensors import Tensors, flatten, read_pth
 from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig, sinusoids
@@ -60,6 +62,13 @@ def config(base: ConditionerConfig, tensors: Tensors, extra: dict[str, Any]) -> 
     )
 
 
+def _unflattened(ours: Given) -> Leaves:
+    kernel = ours["kernel"]
+    out = kernel.shape[1]
+    return {"weight": kernel.reshape(-1, out, out).transpose(2, 1, 0).reshape(out, -1), "bias": ours["bias"]}
+
+
+@undone_by(_unflattened)
 def _flattened(m: Module) -> Leaves:
     """A dense layer over [channels, features] flattened, as one over [features, channels]."""
     weight = m["weight"]  # [out, channels * features], with as many channels as outputs

@@ -32,6 +32,15 @@ def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
     }
 
 
+def state(tensors: dict[str, Any]) -> dict[str, Any]:
+    """What s2mel.pth holds, of tensors by the names that `tensors` gives them."""
+    net: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        net.setdefault(part, {})[rest] = tensor
+    return {"net": net}
+
+
 def config(base: S2MelConfig, tensors: Tensors, extra: dict[str, Any]) -> S2MelConfig:
     widths = [tensors[f"gpt_layer.{i}.weight"].shape for i in range(3)]
     return dataclasses.replace(

@@ -37,7 +37,7 @@ class Tensor(NamedTuple):
 
 Tensors = dict[str, Tensor]
 
-_STORAGES = {
+STORAGES = {
     "torch.DoubleStorage": np.float64,
     "torch.FloatStorage": np.float32,
     "torch.HalfStorage": np.float16,
@@ -74,7 +74,7 @@ _NAMES = {
     *("torch.Size", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter"),
     *("torch.serialization._get_layout", "_codecs.encode"),
 }
-_ADMITTED = _STORAGES.keys() | _TENSOR | _PARAMETER | _DICT | _NAMES
+_ADMITTED = STORAGES.keys() | _TENSOR | _PARAMETER | _DICT | _NAMES
 
 # What zipfile, pickletools and the code below raise for a file that makes no sense.
 _NONSENSE = (
@@ -209,7 +209,7 @@ class _Pickle:
         return function
 
     def _storage(self, _: str, kind: _Name, key: str, __: str, size: int) -> _Storage:
-        dtype = np.dtype(_STORAGES[kind.name])
+        dtype = np.dtype(STORAGES[kind.name])
         info = self._plain("data/" + key)
         file = self._archive.fp
         assert file is not None

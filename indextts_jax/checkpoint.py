@@ -5,6 +5,7 @@
       bpe.model         SentencePiece vocabulary; glossary.yaml beside it where the model has one
       w2vbert/ ...      one Orbax checkpoint per component, with the shapes of its arrays
       tokenizer.json    of qwen3/, where the model has that
+      rest.pth          what gpt.pth and s2mel.pth held besides: for training and `indextts-jax export`, never loaded
       checksums.json    of these files; each component has one of its own
 
 A folder is written under a temporary name and renamed into place: it is whole or it is not there. What is loaded is

@@ -645,7 +645,7 @@ def test_reports_and_other_files(folder, tmp_path, monkeypatch, whole):
     assert [report.component for report in reports] == list(ALL)
     assert reports == seen == [whole[name][1] for name in ALL]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["model.json", "bpe.model", "glossary.yaml", "tokenizer.json", "checksums.json", *ALL]
+        ["model.json", "bpe.model", "glossary.yaml", "tokenizer.json", "rest.pth", "checksums.json", *ALL]
     )
     assert (tmp_path / "out" / "glossary.yaml").read_text() == "JAX: jacks\n"
     assert (tmp_path / "out" / "bpe.model").read_bytes() == (folder / "bpe.model").read_bytes()

@@ -1,6 +1,8 @@
 """The kinds of the conversion tables, against plain numpy in float64, and the contract that holds for every table."""
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from indextts_jax.convert import table as language
-from indextts_jax.convert.table import Kind, Leaves, Module, Row, Table, fill
+from indextts_jax.convert.table import Invertible, Kind, Leaves, Module, Row, Table, fill, unfill
 from indextts_jax.convert.tensors import CheckpointError, Tensor, Tensors
 
 FILE = Path("x.pth")
@@ -117,6 +119,79 @@ def test_weight_norm(shape):
     assert leaves["kernel"].dtype == np.float32
     # half a step of float32: what rounding the exact product gives, which folding in float32 would miss
     assert (np.abs(leaves["kernel"] - expected) <= 0.5001 * np.spacing(np.abs(expected).astype(np.float32))).all()
+
+
+# ---- and back -------------------------------------------------------------------------------------------------------
+
+
+def undone(kind: Kind, leaves: Leaves, count: int = 1) -> list[Leaves]:
+    """The tensors of each module of theirs."""
+    assert isinstance(kind, Invertible)
+    used: dict[str, Module] = {}
+    tensors = kind.undo(Module("a", held({f"a.{name}": leaf for name, leaf in leaves.items()}), used, "row"), count)
+    assert used.keys() == {f"a.{name}" for name in leaves}  # every leaf was asked for
+    return tensors
+
+
+BIASED = {"weight": draw(5, 3), "bias": draw(5, seed=1)}
+CONVOLVED = {"weight": draw(6, 2, 3, 5), "bias": draw(6)}
+UNDONE = [
+    (language.dense, [BIASED]),
+    (language.dense, [{"weight": draw(5, 3)}]),
+    (language.dense_out_in, [BIASED]),
+    (language.dense_from_in_out, [{"weight": draw(5, 3), "bias": draw(3)}]),
+    (language.pointwise, [{"weight": draw(5, 3, 1), "bias": draw(5)}]),
+    (language.convolution, [CONVOLVED]),
+    (language.convolution, [{"weight": draw(4, 2, 7)}]),
+    (language.embedding, [{"weight": draw(7, 3)}]),
+    (language.layer_norm, [{"weight": draw(4), "bias": draw(4, seed=1)}]),
+    (language.rms_norm, [{"weight": draw(4)}]),
+    (language.parameters(gamma="g", beta="b"), [{"g": draw(4), "b": draw(2, 3)}]),
+    (language.beside(language.dense), [{"weight": draw(5, 3, seed=s), "bias": draw(5, seed=s)} for s in range(3)]),
+    (language.beside(language.dense_out_in, 0), [{"weight": draw(5, 3, seed=s)} for s in range(2)]),
+]
+
+
+@pytest.mark.parametrize(("kind", "modules"), UNDONE, ids=lambda value: getattr(value, "__name__", ""))
+def test_kinds_are_undone(kind, modules):
+    found = undone(kind, made(kind, *modules), len(modules))
+    assert len(found) == len(modules)
+    for tensors, module in zip(found, modules, strict=True):
+        assert tensors.keys() == module.keys()
+        for name, array in module.items():
+            assert tensors[name].shape == array.shape
+            assert tensors[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("inner", [language.dense, language.convolution, language.pointwise])
+def test_a_weight_norm_is_undone_bit_for_bit(inner):
+    """The gain is a norm that float32 has rounded: divided by the exact one, many weights would differ by a bit."""
+    kind = language.weight_norm(inner)
+    shape = {language.dense: (3000, 7), language.convolution: (3000, 5, 3), language.pointwise: (3000, 9, 1)}[inner]
+    weight = draw(*shape) * np.logspace(-12, 12, 3000, dtype=np.float32).reshape(-1, *[1] * (len(shape) - 1))
+    weight[5] = 0
+    weight[6, 1:] = 0
+    weight[7] = -0.0
+    leaves = made(inner, {"weight": weight, "bias": draw(3000)})
+    [tensors] = undone(kind, leaves)
+    assert tensors.keys() == {"weight_v", "weight_g", "bias"}
+    assert tensors["weight_g"].shape == (3000, *[1] * (len(shape) - 1))
+    assert {array.dtype for array in tensors.values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(np.delete(tensors["weight_v"], [5, 7], 0), np.delete(weight, [5, 7], 0))
+    assert np.linalg.norm(tensors["weight_v"].reshape(3000, -1), axis=1).min() > 0  # what PyTorch divides by
+    again = made(kind, tensors)
+    for name, leaf in leaves.items():
+        assert again[name].tobytes() == leaf.tobytes()
+
+
+def test_a_gain_beside_the_norm_is_a_gain():
+    """One step of float32 away from the norm, it is no longer taken for it."""
+    v = draw(64, 100)
+    [tensors] = undone(language.weight_norm(language.dense), {"kernel": v.T})
+    more = np.nextafter(tensors["weight_g"], np.float32(np.inf))
+    leaves = made(language.weight_norm(language.dense), {"weight_v": v, "weight_g": more})
+    assert (np.abs(leaves["kernel"]) >= np.abs(v.T)).all()
+    assert (leaves["kernel"] != v.T).any(0).all()
 
 
 def statistics(channels: int, affine: bool = True) -> dict[str, np.ndarray]:
@@ -322,3 +397,111 @@ def test_a_row_that_matches_no_module_is_refused():
     for ours in ("layer_{i}/dense", "dense_{i}"):
         table = Table([*DENSE.rows, Row("layers.{i}.lin", ours, language.dense)])
         assert message(table, LINEAR) == f"part: no module of ours is called {ours}, as a row of its table has it"
+
+
+# ---- the contract, the other way ------------------------------------------------------------------------------------
+
+ARRAYS = {"dense": {"kernel": draw(2, 3), "bias": draw(3)}}
+
+
+def refusal(table: Table, tree: Any, like: Any = TREE) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        dict(unfill("part", table, tree, like, "model/part"))
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_unfill():
+    tree, _ = fill("part", DENSE, held(LINEAR), TREE, strict=True)
+    found = dict(unfill("part", DENSE, tree, TREE, "model/part"))
+    assert found.keys() == LINEAR.keys()
+    for name, array in found.items():
+        assert array.flags.c_contiguous
+        assert array.tobytes() == LINEAR[name].tobytes()
+
+
+def test_unfill_lets_go_of_the_tree():
+    """At once, not when Python next looks for circles: the next component would come beside it."""
+    tree = {"dense": {name: leaf.copy() for name, leaf in ARRAYS["dense"].items()}}
+    held_on = [weakref.ref(leaf) for leaf in tree["dense"].values()]
+    gc.disable()
+    try:
+        for _ in unfill("part", DENSE, tree, TREE, "model/part"):
+            pass
+        del tree, _
+        assert [leaf() is None for leaf in held_on] == [True, True]
+    finally:
+        gc.enable()
+
+
+def test_unfill_writes_float32():
+    for dtype in (np.float64, np.float16, ml_dtypes.bfloat16):
+        tree = jax.tree.map(lambda leaf, dtype=dtype: jnp.asarray(leaf.astype(dtype)), ARRAYS)
+        for array in dict(unfill("part", DENSE, tree, TREE, "model/part")).values():
+            assert array.dtype == np.float32
+
+
+def test_unfill_follows_placeholders_and_modules_that_share_a_leaf_name():
+    rows = [
+        Row("layers.{i}.lin", "layer_{i}/dense", language.dense),
+        Row("layers.{i}", "layer_{i}", language.parameters(u="pos_u")),
+        Row(("q", "k"), "both", language.beside(language.dense)),
+        Row("", "", language.parameters(ours="theirs")),
+    ]
+    shapes = {
+        f"layer_{i}__{leaf}": shape for i in range(11) for leaf, shape in (("dense__kernel", (2, 3)), ("u", (4,)))
+    }
+    tree = like(**shapes, both__kernel=(2, 4), ours=())
+    leaves, structure = jax.tree.flatten(tree)
+    values = structure.unflatten([draw(*leaf.shape, seed=n) for n, leaf in enumerate(leaves)])
+    found = dict(unfill("part", Table(rows), values, tree, "x"))
+    names = {f"layers.{i}.{name}" for i in range(11) for name in ("lin.weight", "pos_u")}
+    assert found.keys() == names | {"q.weight", "k.weight", "theirs"}
+    assert found["theirs"].shape == ()
+    again, _ = fill("part", Table(rows), held(found), tree, strict=True)
+    jax.tree.map(np.testing.assert_array_equal, again, values)
+
+
+def test_kinds_without_an_inverse_are_refused():
+    kinds = [language.stacked(language.dense), language.batch_norm, language.batch_norm_after(language.dense)]
+    kinds += [
+        language.weight_norm(lambda m: {"kernel": m["weight"]}),
+        language.beside(language.stacked(language.dense)),
+    ]
+    for kind in kinds:
+        text = refusal(Table([Row("lin", "dense", kind)]), ARRAYS)
+        assert text.startswith("model/part: part dense -> lin cannot be exported, its kind has no inverse; ")
+
+
+def test_a_leaf_that_no_row_uses_is_refused():
+    table = Table([Row("lin", "dense", language.parameters(kernel="weight"))])
+    assert refusal(table, ARRAYS) == "model/part: part dense.bias is used by no row of its table"
+
+
+def test_a_leaf_used_twice_is_refused():
+    table = Table([*DENSE.rows, Row("lin2", "dense", language.dense)])
+    assert "dense.kernel is used twice, by part dense -> lin and by part dense -> lin2" in refusal(table, ARRAYS)
+
+
+def test_a_tensor_made_twice_is_refused():
+    both = like(dense__kernel=(2, 3), dense__bias=(3,), other__kernel=(2, 3))
+    table = Table([*DENSE.rows, Row("lin", "other", language.dense)])
+    text = refusal(table, ARRAYS | {"other": {"kernel": draw(2, 3)}}, both)
+    assert text == "tensor lin.weight is made twice, by part dense -> lin and by part other -> lin"
+
+
+def test_leaves_of_another_model_are_refused():
+    for tree, text in (
+        ({"dense": {"kernel": draw(2, 4), "bias": draw(3)}}, "dense/kernel has shape (2, 4), expected (2, 3)"),
+        ({"dense": {"kernel": draw(2, 3)}}, "dense/bias has shape none, expected (3,)"),
+        (
+            {"dense": {"kernel": draw(2, 3), "bias": draw(3), "scale": draw(3)}},
+            "dense/scale has shape (3,), expected none",
+        ),
+    ):
+        assert refusal(DENSE, tree) == f"model/part: {text}; convert the model again"
+
+
+def test_parts_of_unequal_width_are_refused():
+    table = Table([Row(("q", "k"), "dense", language.beside(language.dense))])
+    assert "part dense -> q + k: leaves cannot be taken apart: " in refusal(table, ARRAYS)

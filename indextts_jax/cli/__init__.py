@@ -8,11 +8,11 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from indextts_jax import __version__, interrupts
-from indextts_jax.cli import batch, bench, convert, emotion, info, speak, text, voice, warmup
+from indextts_jax.cli import batch, bench, convert, emotion, export, info, speak, text, voice, warmup
 from indextts_jax.cli.options import Parser
 from indextts_jax.errors import Error
 
-COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench)
+COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
