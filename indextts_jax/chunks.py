@@ -98,8 +98,7 @@ class Stream:
     def _at_once(self) -> Chunk:
         """All of a segment that is no longer than its first chunk, by the programs that make it otherwise."""
         alone = Groups(self._params, self._cfg, 1)
-        alone.add(self._row)
-        alone.start()
+        alone.add(self._row)  # a full group, which starts at once
         [found] = alone.finished(wait=True)
         if found.error is not None:
             raise found.error

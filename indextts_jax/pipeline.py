@@ -170,8 +170,8 @@ def fitted(cfg: Config, codes: Sequence[int], seconds: float, silence: Sequence[
     if not sum(own) / 2 <= total <= sum(own) * 2:
         low, high = ((sum(own) * factor * hop + quiet) / rate for factor in (0.5, 2.0))
         raise Error(f"duration is {seconds:g} s, but this text can take {low:.2f} to {high:.2f} s")
-    ends = np.round(np.cumsum([0, *own]) * (total / sum(own))).astype(int)
-    return np.diff(ends).tolist()
+    bounds = np.round(np.cumsum([0, *own]) * (total / sum(own))).astype(int)
+    return np.diff(bounds).tolist()
 
 
 def requests(
@@ -205,19 +205,23 @@ def join(cfg: Config, results: Sequence[Result], options: Options, text: Analysi
     parts, segments, at = [silence[0]], [], len(silence[0])
     texts = text.texts if text is not None and text.texts else [""] * len(results)
     for result, spoken, after in zip(results, texts, silence[1:], strict=True):
-        samples = ended(cfg, result, options)
+        assert result.samples is not None
+        samples = ended(cfg, result.samples, options)
         segments.append(Segment(result.codes, result.mel, at, at + len(samples), result.stopped, spoken))
         parts += [samples, after]
         at += len(samples) + len(after)
     return Audio(np.concatenate(parts), cfg.mel.rate, tuple(segments))
 
 
-def ended(cfg: Config, result: Result, options: Options) -> np.ndarray:
-    """The samples of a segment [N] float32, trimmed and faded as the options say."""
-    assert result.samples is not None
-    samples = result.samples
+def ended(cfg: Config, samples: np.ndarray, options: Options, before: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """The samples of a segment [N] float32, trimmed and faded as the options say.
+
+    before: what came before them in the segment, where they are only its end.
+    """
     if options.trim_tail:
-        samples = samples[: ends.tail(samples, cfg.mel.rate)]
+        whole = np.concatenate([*before, samples])
+        cut = len(whole) - ends.tail(whole, cfg.mel.rate)
+        samples = samples[: max(0, len(samples) - cut)]
     return ends.fade(samples, cfg.mel.rate, options.fade_ms)
 
 

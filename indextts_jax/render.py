@@ -19,9 +19,6 @@ from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, gpt, repcodec, s2mel
 from indextts_jax.voice import Voice
 
-# Every length of a target that programs are compiled for.
-TARGETS = tuple(int(codes * s2mel.FRAMES_PER_CODE) + 1 for codes in buckets.CODES)
-
 
 class Voices(NamedTuple):
     """Voices as a batch, the prompts padded at their ends."""
@@ -71,6 +68,9 @@ def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array
 def target_frames(codes: int) -> int:
     """The mel frames that a bucket of codes can need."""
     return int(codes * s2mel.FRAMES_PER_CODE) + 1
+
+
+TARGETS = tuple(map(target_frames, buckets.CODES))  # every length of a target that programs are compiled for
 
 
 def spoken_frames(codes: int, speed: float = 1.0) -> int:

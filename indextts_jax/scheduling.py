@@ -147,7 +147,7 @@ class _Loop:
         if self._drawing:
             begin = perf_counter()
             drawn = self._do(lambda: self._drawing.step(polls) if self._drawing else []) or []
-            known = self._drawing.known() if self._drawing else []
+            known = self._do(lambda: self._drawing.known() if self._drawing else []) or []
             self._usage.drawing += perf_counter() - begin
             for draw in drawn:
                 self.drawn += 1

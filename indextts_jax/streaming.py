@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from jax import Array
 
-from indextts_jax import ends, pipeline, scheduling
+from indextts_jax import pipeline, scheduling
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.joining import Cue
@@ -65,7 +65,7 @@ def stream(
                 raise piece.error
             samples = piece.samples
             if piece.last:
-                samples = _ended(samples, given, cfg.mel.rate, options)
+                samples = pipeline.ended(cfg, samples, options, given)
                 end = at + len(before) + len(samples)
                 said(Cue(begin, end, texts[segment]))
                 begin = end + len(after[segment])
@@ -76,11 +76,3 @@ def stream(
             samples = np.concatenate([before, samples])
             yield Chunk(samples, at, piece.codes, segment == len(asked), piece.request)
             at, before = at + len(samples), before[:0]
-
-
-def _ended(samples: np.ndarray, before: list[np.ndarray], rate: int, options: Options) -> np.ndarray:
-    """The last samples of a segment, trimmed and faded as the options say; before: all that came before them."""
-    if options.trim_tail:
-        known = sum(map(len, before))
-        samples = samples[: max(0, ends.tail(np.concatenate([*before, samples]), rate) - known)]
-    return ends.fade(samples, rate, options.fade_ms)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from indextts_jax.pauses import PARAGRAPH_MS
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose usage errors are three lines, and that shows its help when it is given nothing."""
@@ -120,7 +122,7 @@ def add_text(group: Any) -> None:
     group.add_argument(
         "--paragraph-ms",
         type=number(int, 0, 60_000),
-        default=500,
+        default=PARAGRAPH_MS,
         metavar="MS",
         help="silence where a text has blank lines, unless a mark such as [pause 1.5s] stands there; 0: a blank line "
         "is a space (%(default)s)",
