@@ -25,6 +25,7 @@ LAYERS = (
     ("batch",),
     ("ray",),
     ("convert", "bench"),
+    ("train",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,1 @@
+"""Training: losses, data, the loop and adapters. Nothing outside of the command line imports it."""
