@@ -31,9 +31,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="settings in YAML; docs/training.md lists them"
     )
-    group.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="folder of the model to begin with"
-    )
+    group.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of the model to begin with")
     group.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for checkpoints, the log and what comes of it"
     )

@@ -83,7 +83,9 @@ def read_metadata(path: Path) -> tuple[str, list[Line]]:
             raise Error(f"{path}: not a shard of a corpus of this version; prepare it again")
         return metadata["source"], [Line(**line) for line in json.loads(metadata["lines"])]
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise Error(f"{path}: not a shard of a corpus, or cut short ({shown(error)}); remove it and prepare again") from None
+        raise Error(
+            f"{path}: not a shard of a corpus, or cut short ({shown(error)}); remove it and prepare again"
+        ) from None
 
 
 class Corpus:

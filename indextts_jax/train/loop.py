@@ -205,7 +205,9 @@ def run(
     corpus = Corpus(folder / settings.data)
     devices = np.array(jax.devices())
     if settings.batch % (len(devices) * settings.accumulate):
-        raise Error(f"batch is {settings.batch}, which is no multiple of {len(devices)} devices × {settings.accumulate}")
+        raise Error(
+            f"batch is {settings.batch}, which is no multiple of {len(devices)} devices × {settings.accumulate}"
+        )
     mesh = Mesh(devices, ("data",))
     everywhere, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
     cfg, _ = checkpoint.read_description(model)

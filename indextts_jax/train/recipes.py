@@ -21,7 +21,7 @@ from indextts_jax.convert import rest
 from indextts_jax.convert.tensors import Tensor
 from indextts_jax.models import Params, conditioner, gpt, repcodec
 from indextts_jax.models import discriminators as networks
-from indextts_jax.train import batches, losses, sound
+from indextts_jax.train import batches, losses
 from indextts_jax.train.batches import Chosen, padded
 from indextts_jax.train.corpus import Corpus
 
