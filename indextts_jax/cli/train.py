@@ -1,6 +1,7 @@
 """indextts-jax train: a stage of a model, on a prepared corpus."""
 
 import argparse
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ STAGES = {
 
 def add(commands: Any) -> None:
     about = (
-        "Train a stage of a model on a corpus that `indextts-jax prepare` made. The same command again goes on from the "
-        "last checkpoint. Stages: " + "; ".join(f"{name}, {what}" for name, what in STAGES.items()) + "."
+        "Train a stage of a model on a corpus that `indextts-jax prepare` made. The same command again goes on from "
+        "the last checkpoint. Stages: " + "; ".join(f"{name}, {what}" for name, what in STAGES.items()) + "."
     )
     sub = command(commands, "train", run, about, "STAGE --config FILE --model DIR --output DIR [options]")
     group = sub.add_argument_group("everyday")
@@ -56,6 +57,10 @@ def run(options: argparse.Namespace) -> None:
 
     from indextts_jax import files
     from indextts_jax.cli.shared import configure_jax
+    from indextts_jax.errors import Error
+
+    if importlib.util.find_spec("grain") is None:
+        raise Error("training needs grain: pip install 'indextts-jax[train]'")
     from indextts_jax.train import loop, settings
 
     configure_jax(options)

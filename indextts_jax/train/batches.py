@@ -102,7 +102,7 @@ def stream(
     return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
-def padded(rows: Sequence[Any], longest: int, dtype: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence[Any], longest: int, dtype: Any = None) -> tuple[Any, Any]:
     """Arrays of different lengths as a batch, padded with zeros: [B, longest, ...], lengths [B] int32."""
     arrays = [np.asarray(row)[:longest] for row in rows]
     made = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), dtype or arrays[0].dtype)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,10 @@ class Line:
     @property
     def seconds(self) -> float:
         return self.samples / MEL_RATE
+
+    @property
+    def characters(self) -> int:
+        return len(self.text)
 
 
 def name(shard: int) -> str:
@@ -109,6 +113,7 @@ class Corpus:
             raise Error(f"{folder}: the corpus holds no utterance; the messages of `indextts-jax prepare` say why")
         self.digest = source(made_from)  # a changed corpus is another one
         self._open: dict[tuple[int, Path], Any] = {}
+        self.longest = lru_cache(maxsize=None)(self._longest)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -130,6 +135,10 @@ class Corpus:
             return file.get_tensor(f"{place}.{field}")
         except (safetensors.SafetensorError, OSError) as error:
             raise Error(f"{path}: damaged ({shown(error)}); remove it and prepare again") from None
+
+    def _longest(self, codes: int, field: str) -> int:
+        """The most of a field of `Line` that an utterance of at most so many codes has."""
+        return max((getattr(line, field) for line in self.lines if line.codes <= codes), default=0)
 
     @cached_property
     def speakers(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The one loop of training, from top to bottom: a stage, its settings and a model in; checkpoints, a log and a model out.
+"""The one loop of training, from top to bottom: a stage, settings and a model in; checkpoints, a log and a model out.
 
     output/
       run.json            what is trained: stage, settings, corpus, base model; a run that goes on must have the same
@@ -76,14 +76,18 @@ class Problem(NamedTuple):
 # ---- the step: pure -------------------------------------------------------------------------------------------------
 
 
-def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW with warm-up and half a cosine, after gradients are clipped to a norm; only matrices decay."""
-    rate = optax.warmup_cosine_decay_schedule(
+def rate(settings: Settings) -> Callable[[Any], Any]:
+    """The learning rate at each step: it rises along a line, and falls along half a cosine."""
+    return optax.warmup_cosine_decay_schedule(
         0.0, settings.learning_rate, settings.warmup, max(settings.steps, settings.warmup + 1),
         settings.learning_rate * settings.final,
     )  # fmt: skip
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """AdamW (arXiv:1711.05101) after gradients are clipped to a norm; only matrices decay."""
     adam = optax.adamw(
-        rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay,
+        rate(settings), settings.beta1, settings.beta2, weight_decay=settings.weight_decay,
         mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
     )  # fmt: skip
     return optax.chain(optax.clip_by_global_norm(settings.clip), adam) if settings.clip else adam
@@ -128,6 +132,7 @@ def step(state: State, frozen: Params, rows: Any, root: Array, made: Problem) ->
     count = made.settings.accumulate
     if count == 1:
         one = jax.tree.map(lambda leaf: leaf[0], rows)
+        slopes: Any
         (loss, parts), slopes = jax.value_and_grad(objective, has_aux=True)(state.trained, one, key)
         told = {"loss": loss, **parts}
     else:
@@ -138,6 +143,7 @@ def step(state: State, frozen: Params, rows: Any, root: Array, made: Problem) ->
 
     norms = {name: optax.global_norm(tree) for name, tree in slopes.items()}
     good = jnp.isfinite(told["loss"]) & jnp.isfinite(optax.global_norm(slopes))
+    updates: Any
     updates, changed = made.optimizer.update(slopes, state.optimizer, state.trained)
     trained = optax.apply_updates(state.trained, updates)
     average = state.average
@@ -165,7 +171,7 @@ def step(state: State, frozen: Params, rows: Any, root: Array, made: Problem) ->
 
 def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
     """(what the patterns name, float32; the rest): both component -> tree. Raises Error for patterns of nothing."""
-    leaves = dict(flatten_dict(params))
+    leaves: dict[Any, Any] = dict(flatten_dict(params))
     found: dict[Any, Any] = {}
     for pattern in patterns:
         chosen = [path for path in leaves if re.fullmatch(pattern, "/".join(path))]
@@ -329,11 +335,11 @@ def _open(output: Path, described: dict[str, Any]) -> bool:
             raise Error(f"{path}: damaged ({shown(error)}); train into another folder") from None
         if wrong:
             raise Error(
-                f"{output}: holds a run with another {wrong[0]}; give what it was begun with, or train into another folder"
+                f"{output}: holds a run with another {wrong[0]}; give what it was begun with, or choose another folder"
             )
         if described["settings"]["steps"] != before["settings"]["steps"]:
-            log.warning("steps is %s, and was %s: the learning rate goes on along the new curve",
-                        described["settings"]["steps"], before["settings"]["steps"])  # fmt: skip
+            old, new = before["settings"]["steps"], described["settings"]["steps"]
+            log.warning("steps is %s, and was %s: the learning rate goes on along the new curve", new, old)
         files.write_whole(path, json.dumps(described, indent=1).encode())
         return True
     if output.is_dir() and any(output.iterdir()):
@@ -381,7 +387,8 @@ def _restore(manager: ocp.CheckpointManager, number: int, like: State) -> State:
             f"{manager.directory / str(number)}: cannot be read ({shown(error)}); remove that folder to go on from the "
             "checkpoint before"
         ) from error
-    return State(**{name: found.get(name) for name in State._fields})
+    parts: Any = {name: found.get(name) for name in State._fields}
+    return State(**parts)
 
 
 # ---- the log --------------------------------------------------------------------------------------------------------
@@ -394,10 +401,7 @@ class _Journal:
         self._path, self._settings = output / LOG, settings
         self._kept: list[tuple[int, dict[str, Array], batches.Batch]] = []
         self._since, self._in_a_row = time.monotonic(), 0
-        self._rate = optax.warmup_cosine_decay_schedule(
-            0.0, settings.learning_rate, settings.warmup, max(settings.steps, settings.warmup + 1),
-            settings.learning_rate * settings.final,
-        )  # fmt: skip
+        self._rate = rate(settings)
         self.note, self.loss = "", None
 
     def add(self, number: int, told: dict[str, Array], batch: batches.Batch) -> None:

@@ -1,4 +1,4 @@
-"""A manifest of recordings and their texts becomes a corpus: checked, resampled, and encoded by the model's own encoders.
+"""A manifest of recordings and texts becomes a corpus: checked, resampled, and encoded by the model's own encoders.
 
     {"audio": "wavs/0001.wav", "text": "Hello.", "speaker": "anna", "emotion": "happy"}
 

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
 CROP = 32  # mel frames of a row of the vocoder
+CODES = (64, 128, 256, 384, 512, 768, 1024, 1536)  # to how many codes a batch is padded: a program each
+LONGEST = CODES[-1]
+HEARD = 15 * 50  # semantic frames that are heard of a speaker, as when speaking
 
 
 class Recipe(NamedTuple):
@@ -68,24 +71,29 @@ def _column(corpus: Corpus, numbers: Sequence[int], field: str, longest: int, dt
     return padded([corpus.array(i, field) for i in numbers], longest, dtype)
 
 
-def _top(corpus: Corpus, numbers: Sequence[int], field: str) -> int:
-    return max(getattr(corpus.lines[i], field) for i in numbers)
+def _rung(corpus: Corpus, chosen: Chosen) -> int:
+    """To how many codes a batch is padded: the one length that decides which program runs it."""
+    return bucket(max(corpus.lines[i].codes for i in chosen.numbers), CODES)
+
+
+def _longest(corpus: Corpus, chosen: Chosen, field: str) -> int:
+    """The most of something that an utterance of as many codes, or less, has: so that it makes no further program."""
+    return corpus.longest(_rung(corpus, chosen), field)
 
 
 def gpt_rows(corpus: Corpus, chosen: Chosen) -> losses.GPTBatch:
-    """Texts and codes, heard in another recording of the speaker; its feeling is that of the recording spoken."""
-    others = batches.partners(corpus, chosen)
-    own, heard = chosen.numbers[chosen.own], others[chosen.own]
-    texts = _column(corpus, own, "texts", bucket(_top(corpus, chosen.numbers, "texts"), buckets.TEXT), np.int32)
-    longest = bucket(_top(corpus, chosen.numbers, "codes"), buckets.CODES)
-    codes = _column(corpus, own, "codes", longest, np.int32)
-    speaker = _column(corpus, heard, "semantic", bucket(_top(corpus, others, "codes"), buckets.CODES), np.float32)
+    """Texts and codes, and another recording of the speaker, by which voice and emotion are heard."""
+    own, heard = chosen.numbers[chosen.own], batches.partners(corpus, chosen)[chosen.own]
+    texts = _column(corpus, own, "texts", bucket(_longest(corpus, chosen, "texts"), buckets.TEXT), np.int32)
+    codes = _column(corpus, own, "codes", _rung(corpus, chosen), np.int32)
+    heard_codes = min(HEARD, bucket(corpus.longest(LONGEST, "codes"), CODES))
+    speaker = _column(corpus, heard, "semantic", heard_codes, np.float32)
     return losses.GPTBatch(*texts, *codes, *speaker, *speaker)
 
 
 def flow_rows(corpus: Corpus, chosen: Chosen) -> FlowRows:
     own = chosen.numbers[chosen.own]
-    mel = _column(corpus, own, "mel", bucket(_top(corpus, chosen.numbers, "frames"), buckets.FRAMES), np.float32)
+    mel = _column(corpus, own, "mel", bucket(_longest(corpus, chosen, "frames"), buckets.FRAMES), np.float32)
     return FlowRows(gpt_rows(corpus, chosen), *mel, np.stack([corpus.array(i, "style") for i in own]))
 
 
@@ -105,12 +113,12 @@ def vocoder_rows(corpus: Corpus, chosen: Chosen) -> losses.VocoderBatch:
 
 
 def codec_rows(corpus: Corpus, chosen: Chosen) -> losses.CodecBatch:
-    longest = bucket(_top(corpus, chosen.numbers, "codes"), buckets.CODES)
-    return losses.CodecBatch(*_column(corpus, chosen.numbers[chosen.own], "semantic", longest, np.float32))
+    rung = _rung(corpus, chosen)
+    return losses.CodecBatch(*_column(corpus, chosen.numbers[chosen.own], "semantic", rung, np.float32))
 
 
 def _sound(corpus: Corpus, chosen: Chosen) -> tuple[Any, Any]:
-    seconds = bucket(-(-_top(corpus, chosen.numbers, "samples") // features.MEL_RATE), buckets.SECONDS)
+    seconds = bucket(-(-_longest(corpus, chosen, "samples") // features.MEL_RATE), buckets.SECONDS)
     recordings = [corpus.array(i, "samples").astype(np.float32) / 32767 for i in chosen.numbers[chosen.own]]
     narrow = [audio.resample(samples, features.MEL_RATE, features.SPEECH_RATE) for samples in recordings]
     return padded(narrow, seconds * features.SPEECH_RATE)
@@ -118,9 +126,8 @@ def _sound(corpus: Corpus, chosen: Chosen) -> tuple[Any, Any]:
 
 def encoder_rows(corpus: Corpus, chosen: Chosen) -> SoundRows:
     places = {character: i for i, character in enumerate(corpus.characters, 1)}  # 0 is CTC's blank
-    texts = [np.array([places[c] for c in corpus.lines[i].text], np.int32) for i in chosen.numbers]
-    longest = bucket(max(map(len, texts)), buckets.TEXT)
-    return SoundRows(*_sound(corpus, chosen), *padded(texts[chosen.own], longest))
+    texts = [np.array([places[c] for c in corpus.lines[i].text], np.int32) for i in chosen.numbers[chosen.own]]
+    return SoundRows(*_sound(corpus, chosen), *padded(texts, bucket(_longest(corpus, chosen, "characters"), CODES)))
 
 
 def speaker_rows(corpus: Corpus, chosen: Chosen) -> SoundRows:
