@@ -141,11 +141,11 @@ def step(state: State, frozen: Params, rows: Any, root: Array, made: Problem) ->
         slopes = jax.tree.map(lambda leaf: leaf / count, slopes)
         told = jax.tree.map(lambda leaf: leaf.mean(), each)
 
-    norms = {name: optax.global_norm(tree) for name, tree in slopes.items()}
-    good = jnp.isfinite(told["loss"]) & jnp.isfinite(optax.global_norm(slopes))
-    updates: Any
-    updates, changed = made.optimizer.update(slopes, state.optimizer, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    norms = {name: optax.tree.norm(tree) for name, tree in slopes.items()}
+    good = jnp.isfinite(told["loss"]) & jnp.isfinite(optax.tree.norm(slopes))
+    with jax.numpy_dtype_promotion("standard"):  # which Optax counts on
+        updates, changed = made.optimizer.update(slopes, state.optimizer, state.trained)
+        trained: Any = optax.apply_updates(state.trained, updates)
     average = state.average
     if average is not None:
         # Young averages forget faster, lest the start stay in them.
@@ -157,7 +157,7 @@ def step(state: State, frozen: Params, rows: Any, root: Array, made: Problem) ->
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
     told |= {f"gradient/{name}": norm for name, norm in norms.items()}
-    told |= {f"update/{name}": optax.global_norm(tree) for name, tree in updates.items()}
+    told |= {f"update/{name}": optax.tree.norm(tree) for name, tree in updates.items()}
     skipped = state.skipped + (~good).astype(jnp.int32)
     made_state = State(
         state.step + 1, kept(trained, state.trained), kept(changed, state.optimizer), kept(average, state.average),
@@ -401,7 +401,6 @@ class _Journal:
         self._path, self._settings = output / LOG, settings
         self._kept: list[tuple[int, dict[str, Array], batches.Batch]] = []
         self._since, self._in_a_row = time.monotonic(), 0
-        self._rate = rate(settings)
         self.note, self.loss = "", None
 
     def add(self, number: int, told: dict[str, Array], batch: batches.Batch) -> None:
@@ -431,7 +430,8 @@ class _Journal:
             seconds = sum(batch.seconds for _, _, batch in self._kept)
             lines.append({
                 "step": number, **{n: round(v, 6) if math.isfinite(v) else None for n, v in means.items()},
-                "learning_rate": float(self._rate(number - 1)), "audio_per_second": round(seconds / (now - self._since), 3),
+                "learning_rate": _rate_at(self._settings, number - 1),
+                "audio_per_second": round(seconds / (now - self._since), 3),
                 "seconds_per_step": round((now - self._since) / len(self._kept), 4), "memory_mb": _memory_mb(),
             })  # fmt: skip
             self.note = f", loss {self.loss:.4f}"
@@ -443,6 +443,11 @@ class _Journal:
             raise Error(
                 f"the last {self._in_a_row} batches were not finite; the last checkpoint is whole: lower learning_rate"
             )
+
+
+def _rate_at(settings: Settings, number: int) -> float:
+    with jax.numpy_dtype_promotion("standard"):
+        return float(np.asarray(rate(settings)(number)))
 
 
 def _memory_mb() -> int:
