@@ -14,7 +14,7 @@ SHOWN = 20  # problems
 
 def add(commands: Any) -> None:
     about = (
-        "Check and encode recordings and their texts once, for `indextts-jax train`. The manifest has an object on each "
+        "Check and encode recordings and texts once, for `indextts-jax train`. The manifest has an object on each "
         'line (.jsonl), {"audio": "a.wav", "text": "Hello."}, with speaker, emotion, language and id where they are '
         "known; or the same as .csv. The same command again does what is missing."
     )
