@@ -60,6 +60,22 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a golden file, or cut short ({error}); make it again") from None
 
 
+SKETCH = 256  # numbers that a sketch keeps
+
+
+def sketch(x: Any) -> np.ndarray:
+    """A tensor in at most SKETCH numbers, float64: itself if it is small, else sums of its entries with random signs.
+
+    Every entry is part of one sum. The norm of the difference of two sketches is that of the tensors' difference, give
+    or take a tenth: the sums' signs are independent, so that nothing cancels but by chance.
+    """
+    flat = np.asarray(x, np.float64).ravel()
+    if flat.size <= SKETCH:
+        return flat
+    signs = 2.0 * np.random.default_rng(flat.size).integers(0, 2, flat.size) - 1.0
+    return np.pad(flat * signs, (0, -flat.size % SKETCH)).reshape(-1, SKETCH).sum(axis=0)
+
+
 def relative(a: object, b: object) -> float:
     """‖a − b‖ / ‖b‖ in float64; infinite where shapes differ or `a` is not finite."""
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)

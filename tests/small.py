@@ -28,20 +28,17 @@ GPT = GPTConfig(
 S2MEL = S2MelConfig(6, 5, 8, 7, (6, 8), 10, 2, 12, 16, 2, 3, 8, 2, 5)
 BIGVGAN = BigVGANConfig(8, 16, (4, 2), (8, 4), (3, 7), ((1, 3), (1, 3)))
 
-# All of them as one system, in which they fit together
+# One system of networks that fit together, with a layer of each kind: training compiles every one forth and back
 CONFIG = Config(
-    mel=MelConfig(n_fft=32, window=32, hop=BIGVGAN.hop, mels=BIGVGAN.mels),
-    w2vbert=replace(W2VBERT, features=160, width=REPCODEC.width),
-    repcodec=REPCODEC,
-    campplus=replace(CAMPPLUS, features=80),
+    mel=MelConfig(n_fft=32, window=32, hop=4, mels=8),
+    w2vbert=replace(W2VBERT, features=160, width=12, layers=1),
+    repcodec=replace(REPCODEC, layers=1),
+    campplus=replace(CAMPPLUS, features=80, blocks=(1, 1)),
     conditioner=CONDITIONER,
-    gpt=GPT,
-    s2mel=replace(
-        S2MEL, mels=BIGVGAN.mels, style=CAMPPLUS.embedding, semantic=REPCODEC.width, latent=GPT.width,
-        latent_layers=(6, REPCODEC.width),
-    ),
-    bigvgan=BIGVGAN,
-)  # fmt: skip
+    gpt=replace(GPT, layers=1),
+    s2mel=S2MelConfig(8, 6, 12, 16, (6, 12), 10, 1, 12, 16, 2, 3, 8, 1, 5),
+    bigvgan=BigVGANConfig(8, 16, (4,), (8,), (3,), ((1,),)),
+)
 
 
 VOCODER = BigVGANConfig(80, 32, (4, 4, 4, 4), (8, 8, 8, 8), (3,), ((1,),))  # for mels and the hop of the tiny model

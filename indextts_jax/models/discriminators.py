@@ -54,10 +54,8 @@ class Stack(nn.Module):
         sizes = zip((*self.channels, 1), (*self.kernels, 3), (*self.strides, 1), (*self.groups, 1), strict=True)
         for i, (channels, kernel, stride, groups) in enumerate(sizes):
             y = jnp.where(valid(lengths, y.shape[1])[:, :, None, None], y, jnp.zeros((), y.dtype))
-            y = nn.Conv(
-                channels, (kernel, 1), (stride, 1), padding=((kernel // 2, kernel // 2), (0, 0)), feature_group_count=groups,
-                name=f"layer_{i}",
-            )(y)  # fmt: skip
+            sizes_of = {"padding": ((kernel // 2, kernel // 2), (0, 0)), "feature_group_count": groups}
+            y = nn.Conv(channels, (kernel, 1), (stride, 1), name=f"layer_{i}", **sizes_of)(y)
             lengths = (lengths + stride - 1) // stride
             if i < len(self.channels):
                 y = nn.leaky_relu(y, 0.1)

@@ -86,14 +86,10 @@ def gpt(params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Pos
     net, B = cfg.gpt, batch.texts.shape[0]
     latents = conditioner.speaker_latents(params["conditioner"], cfg.conditioner, batch.speaker, batch.speaker_lengths)
     emotion = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, batch.emotion, batch.emotion_lengths)
-    match positions:
-        case "both":
-            skipped = jax.vmap(jax.random.bernoulli)(_each(key, B)).astype(jnp.int32)
-        case _:
-            skipped = jnp.full(B, positions == "decoding", jnp.int32)
+    skips = skipped(key, B) if positions == "both" else jnp.full(B, positions == "decoding", jnp.int32)
     prefix = decoder.prefix(params["gpt"], net, latents, emotion, batch.texts, batch.text_lengths)
     codes = _stopped(batch.codes, batch.code_lengths, net.stop_code)
-    before, hidden = decoder.states(params["gpt"], net, prefix, codes, skipped)
+    before, hidden = decoder.states(params["gpt"], net, prefix, codes, skips)
 
     texts = _stopped(batch.texts, batch.text_lengths, net.stop_text)  # [B, X + 1]
     first = before.shape[1] - texts.shape[1] - 2  # where the texts' start stands
@@ -105,6 +101,11 @@ def gpt(params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Pos
     accuracy = _mean(jnp.argmax(scores, axis=-1) == codes, inside)
     parts = {"code_loss": code_loss, "text_loss": text_loss, "code_accuracy": accuracy}
     return CODE_WEIGHT * code_loss + TEXT_WEIGHT * text_loss, parts
+
+
+def skipped(key: Array, rows: int) -> Array:
+    """How many code positions each row skips where both rules are trained on: 0 or 1, [B] int32."""
+    return jax.vmap(jax.random.bernoulli)(_each(key, rows)).astype(jnp.int32)
 
 
 def _stopped(ids: Array, lengths: Array, stop: int) -> Array:
@@ -173,7 +174,7 @@ def flow_given(
     targets = batch.lengths - prompts
     embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, batch.codes)
     prompt_content = s2mel.regulate(own, net, embeddings, codes, F, prompts)
-    rest, latents = (s2mel.window(a, codes, C) for a in (embeddings, batch.latents))
+    rest, latents = (s2mel.window(a, codes, C) for a in (embeddings, zero_padding(batch.latents, batch.code_lengths)))
     target_content = s2mel.content(own, net, rest, latents, target_codes, F, targets)
     content = s2mel.join(prompt_content, prompts, target_content, F)
 
@@ -293,9 +294,9 @@ def codec(
     """Mean squares between features and those decoded from their codes, and between encoder and codebook.
 
     As in arXiv:1711.00937. params: "repcodec" and "codec_decoder" (`repcodec.init_decoder`), which speaking has no use
-    for. The encoder is drawn to its codes (0.25), and they to it by gradient (1), or else by `moved`. Codes are chosen by angle, in which the
-    codebook's scale has no part. Parts: reconstruction_loss, commitment_loss, codes_used (the fraction of all that the
-    batch uses), perplexity (of their use: 1 to `cfg.repcodec.codes`).
+    for. The encoder is drawn to its codes (0.25), and they to it by gradient (1), or else by `moved`. Codes are chosen
+    by angle, in which the codebook's scale has no part. Parts: reconstruction_loss, commitment_loss, codes_used (the
+    fraction of all that the batch uses), perplexity (of their use: 1 to `cfg.repcodec.codes`).
     """
     net, inside = cfg.repcodec, valid(batch.lengths, batch.features.shape[1])
     found = repcodec.quantize_straight(params["repcodec"], net, batch.features, batch.lengths)

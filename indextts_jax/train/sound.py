@@ -18,7 +18,7 @@ from indextts_jax.audio import sinc_kernel
 from indextts_jax.config import Config
 from indextts_jax.features import OFFICIAL_MEL, SPEECH_RATE, MelConfig
 from indextts_jax.models import Params, campplus, conditioner, w2vbert
-from indextts_jax.models.layers import valid, zero_padding
+from indextts_jax.models.layers import pad_edges, valid, zero_padding
 
 # Points of the Fourier transform, hop and window in samples: those of Parallel WaveGAN (arXiv:1910.11480)
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
@@ -38,10 +38,31 @@ def mean_of_rows(x: Array, lengths: Array) -> Array:
 def log_mel_l1(samples: Array, other: Array, lengths: Array, cfg: MelConfig = OFFICIAL_MEL) -> Array:
     """The mean distance of two log-mels: samples and other [B, N] at cfg.rate, of one length -> [B].
 
-    Rows must be longer than (n_fft - hop) / 2 samples, as for `features.mel`.
+    Those of `features.mel`, by a Fourier transform in float32. Rows must be longer than (n_fft - hop) / 2 samples.
     """
-    ours, frames = features.mel(samples, lengths, cfg)
-    return mean_of_rows(jnp.abs(ours - features.mel(other, lengths, cfg)[0]), frames)
+    ours, frames = _log_mel(samples, lengths, cfg)
+    return mean_of_rows(jnp.abs(ours - _log_mel(other, lengths, cfg)[0]), frames)
+
+
+def _log_mel(samples: Array, lengths: Array, cfg: MelConfig) -> tuple[Array, Array]:
+    """`features.mel`, whose exact products XLA takes minutes to compile in reverse: they are for quiet bands, which
+    matter where a voice is heard, and not where distances are averaged."""
+    edge = (cfg.n_fft - cfg.hop) // 2
+    samples = zero_padding(samples[:, :, None], lengths)
+    padded = pad_edges(samples, lengths, edge, edge, "reflect")[:, :, 0]
+    frames = features.frames_of(padded, cfg.n_fft, cfg.hop)
+    amplitude = jnp.sqrt(_power(frames, cfg.window, cfg.n_fft) + 1e-9)
+    bands = jnp.asarray(features.slaney_filterbank(cfg), jnp.float32)
+    mel = jnp.einsum("bfk,km->bfm", amplitude, bands, precision="highest")
+    return jnp.log(jnp.maximum(mel, 1e-5)), lengths // cfg.hop
+
+
+def _power(frames: Array, window: int, points: int) -> Array:
+    """The power spectrum of frames [B, F, size] under a periodic Hann window in their middle: [B, F, K]."""
+    before = (frames.shape[2] - window) // 2
+    hann = np.pad(np.hanning(window + 1)[:-1], (before, frames.shape[2] - window - before)).astype(np.float32)
+    spectrum = jnp.fft.rfft(frames * jnp.asarray(hann)[None, None], points)
+    return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
 
 
 def multi_resolution_stft(
@@ -71,10 +92,7 @@ def _magnitudes(samples: Array, lengths: Array, points: int, hop: int, window: i
     """Short-time Fourier magnitudes, at least FLOOR: [B, N], lengths [B] -> ([B, F, K], frames [B])."""
     samples = zero_padding(samples[:, :, None], lengths)[:, :, 0]
     padded = jnp.pad(samples, ((0, 0), (window // 2, window - window // 2)))
-    hann = np.hanning(window + 1)[:-1].astype(np.float32)  # periodic
-    frames = features.frames_of(padded, window, hop) * jnp.asarray(hann)[None, None]
-    spectrum = jnp.fft.rfft(frames, points)
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    power = _power(features.frames_of(padded, window, hop), window, points)
     return jnp.sqrt(jnp.maximum(power, FLOOR**2)), 1 + lengths // hop
 
 
