@@ -1,0 +1,1 @@
+"""Training and gradients: nothing else in the package imports this."""
