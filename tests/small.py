@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from indextts_jax import models
+from indextts_jax.config import Config
 from indextts_jax.models.bigvgan import BigVGANConfig
 from indextts_jax.models.campplus import CAMPPlusConfig
 from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig
@@ -27,6 +28,13 @@ S2MEL = S2MelConfig(6, 5, 8, 7, (6, 8), 10, 2, 12, 16, 2, 3, 8, 2, 5)
 BIGVGAN = BigVGANConfig(8, 16, (4, 2), (8, 4), (3, 7), ((1, 3), (1, 3)))
 
 
+# What renders, as small as it gets: the GPT's vocabulary is the codec's with a start and a stop code.
+RENDERER = Config(
+    gpt=replace(GPT, layers=1),
+    repcodec=replace(REPCODEC, codes=40),
+    s2mel=S2MelConfig(6, 5, 12, 16, (6, 12), 10, 1, 12, 16, 2, 1, 8, 1, 5),
+    bigvgan=BigVGANConfig(6, 8, (2,), (4,), (3,), ((1,),)),
+)
 VOCODER = BigVGANConfig(80, 32, (4, 4, 4, 4), (8, 8, 8, 8), (3,), ((1,),))  # for mels and the hop of the tiny model
 
 

@@ -215,7 +215,8 @@ def latents(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, remat: b
 
     codes: [B, C] int32, or distributions over the first V codes [B, C, V] floating, whose embeddings are mixed; one-hot
     ones give what the codes do, but for rounding. remat: a gradient keeps no activations of a block, and computes it
-    twice. Raises ValueError for distributions over more codes than there are.
+    twice (a CPU gains by it with `XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false` alone).
+    Raises ValueError for distributions over more codes than there are.
     Code positions are contiguous here, unlike in `step`. By causality a row's valid latents do not depend on the codes
     that follow them, nor on the stop code, which the reference appends. Reference: model_v2.py, forward.
     """

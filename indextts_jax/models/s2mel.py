@@ -481,7 +481,7 @@ def integrate(
     return x, states
 
 
-def _method(solver: Any) -> tuple[Callable[..., Any], Callable[..., tuple[Array, Any]]]:
+def _method(solver: Any) -> tuple[Callable[..., Any], Callable[..., tuple[Any, Any]]]:
     """What a solver remembers before the first step, and how it makes one: -> (x after it, what it remembers)."""
     method: Any = METHODS.get(solver, solver) if isinstance(solver, str) else solver
     if callable(method):
@@ -508,7 +508,7 @@ def _method(solver: Any) -> tuple[Callable[..., Any], Callable[..., tuple[Array,
     def first(velocity: Velocity, x: Array, t: Array, width: Array) -> Any:
         return method.init(term(velocity), t, t + width, x, None)
 
-    def advance(velocity: Velocity, x: Array, memory: Any, t: Array, width: Array, jump: bool) -> tuple[Array, Any]:
+    def advance(velocity: Velocity, x: Array, memory: Any, t: Array, width: Array, jump: bool) -> tuple[Any, Any]:
         # Where the velocity jumps between steps, the last one of a step is not the first of the next.
         x, _, _, memory, _ = method.step(term(velocity), t, t + width, x, None, memory, jump)
         return x, memory

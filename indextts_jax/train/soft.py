@@ -1,7 +1,7 @@
 """Codes through which gradients go: distributions over codes, for `render.render`.
 
-Each of these gives floating [B, C, V] whose last axis sums to 1, V as in `render`. What goes to the start and stop codes
-of a vocabulary that has them is spoken as the codec's last code: set their logits to -inf if that is not meant.
+Each of these gives floating [B, C, V] whose last axis sums to 1, V as in `render`. What goes to the start and stop
+codes of a vocabulary that has them is spoken as the codec's last code: set their logits to -inf if that is not meant.
 
 Dimensions: B batch, C codes, V vocabulary.
 """
