@@ -50,10 +50,12 @@ def fit(loss: Loss, start: Any, steps: int, optimizer: optax.GradientTransformat
     differentiated.
     """
 
+    optimizer = optax.with_extra_args_support(optimizer)  # L-BFGS, for one, asks for the loss itself
+
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
         tree, state = carry
         value, slope = jax.value_and_grad(loss)(tree)
-        updates, state = optimizer.update(slope, state, tree)
+        updates, state = optimizer.update(slope, state, tree, value=value, grad=slope, value_fn=loss)
         return (optax.apply_updates(tree, updates), state), value
 
     (tree, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
@@ -61,9 +63,12 @@ def fit(loss: Loss, start: Any, steps: int, optimizer: optax.GradientTransformat
 
 
 def on_mel(
-    params: Params, cfg: Config, voices: Voices, line: Line, mel: Array, lengths: Array, **options: Any
-) -> Callable[[dict[str, Array]], Array]:
-    """How far the log-mel that is rendered is from another, [B, F, M] of lengths [B]: mean of absolute differences.
+    params: Params, cfg: Config, voices: Voices, line: Line, mel: Array, lengths: Array,
+    measure: Callable[[Array], Array] = jnp.abs, **options: Any,
+) -> Callable[[dict[str, Array]], Array]:  # fmt: skip
+    """How far the log-mel that is rendered is from another, [B, F, M] of lengths [B]: the mean measure of differences.
+
+    measure: of each element; `jnp.square` is for optimizers that take the loss for smooth, as L-BFGS does.
 
     The loss is of a dict of what takes a place in `voices`: "emotion" [B, D], "latents" [B, L, D], "style" [B, style]
     or any other of its fields. Frames that only one of both has are left out. options: steps, guidance, solver and the
@@ -76,7 +81,7 @@ def on_mel(
         ours, own = to_mel(params, cfg, there, line.codes, line.code_lengths, latents, line.noise, **options)
         F, both = min(ours.shape[1], mel.shape[1]), jnp.minimum(own, lengths)
         ours, theirs = (zero_padding(x[:, :F], both) for x in (ours, mel))
-        return jnp.abs(ours - theirs).sum() / (both.sum() * mel.shape[2]).astype(jnp.float32)
+        return measure(ours - theirs).sum() / (both.sum() * mel.shape[2]).astype(jnp.float32)
 
     return loss
 
