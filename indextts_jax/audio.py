@@ -229,7 +229,7 @@ def resample_sinc(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarr
         return samples
     divisor = math.gcd(from_rate, to_rate)
     stride, phases = from_rate // divisor, to_rate // divisor
-    kernel, reach = _sinc_kernel(stride, phases)
+    kernel, reach = sinc_kernel(stride, phases)
     padded = np.pad(samples, (reach, reach + stride))
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[1])[::stride]
     # Tap after tap, in the order of the reference's convolution. Not with BLAS, whose sums depend on the number of its
@@ -242,7 +242,7 @@ def resample_sinc(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarr
 
 
 @lru_cache(maxsize=8)
-def _sinc_kernel(stride: int, phases: int, crossings: int = 6, rolloff: float = 0.99) -> tuple[np.ndarray, int]:
+def sinc_kernel(stride: int, phases: int, crossings: int = 6, rolloff: float = 0.99) -> tuple[np.ndarray, int]:
     """The filter of each output phase, [phases, 2·reach + stride] float32, and its reach past the block of `stride`."""
     cutoff = min(stride, phases) * rolloff
     reach = math.ceil(crossings * stride / cutoff)

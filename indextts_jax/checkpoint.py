@@ -14,6 +14,8 @@ checked against the checksums: the disk may have changed a weight, which would b
 
 import json
 import logging
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,30 @@ def save_description(folder: Path, cfg: Config, source: str) -> None:
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     own = [file for file in folder.iterdir() if file.is_file()]
     checksums.write(folder, [*own, *folder.glob(f"*/{checksums.NAME}")])
+
+
+def derive(folder: Path, out: Path, changed: dict[str, Any], rest: Callable[[Path], None] | None = None) -> None:
+    """Write a converted model like the one in `folder` but for the components in `changed`: component -> float32 tree.
+
+    `rest`, if given, is called with the open folder and changes what stands beside the components. `out` must not exist
+    and appears only when all is written. Raises NotFound, ModelError and FileError.
+    """
+    cfg, source = read_description(folder)
+    with files.whole(out) as partial:
+        for path in sorted(folder.iterdir()):
+            interrupts.check()
+            if path.name in (*changed, checksums.NAME, _DESCRIPTION):
+                continue
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name)
+            else:
+                shutil.copyfile(path, partial / path.name)
+        for component, tree in changed.items():
+            interrupts.check()
+            save(partial, component, getattr(cfg, component), tree)
+        if rest is not None:
+            rest(partial)
+        save_description(partial, cfg, source)
 
 
 def verify(folder: str | Path) -> list[str]:

@@ -80,7 +80,7 @@ def _matmul(x: Array, matrix: np.ndarray) -> Array:
     return jnp.einsum("...fi,ij->...fj", x, matrix.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
 
 
-def _frames(samples: Array, size: int, hop: int) -> Array:
+def frames_of(samples: Array, size: int, hop: int) -> Array:
     """Overlapping frames: [B, N] -> [B, F, size], laid together from whole hops, which is cheap in reverse too."""
     count, hops = 1 + (samples.shape[1] - size) // hop, math.ceil(size / hop)
     if count < 1:
@@ -145,7 +145,7 @@ def fbank(samples: Array, lengths: Array) -> tuple[Array, Array]:
 
     No dither, no padding at the edges: F = 1 + (N - 400) // 160. Raises ValueError if N < 400.
     """
-    power = _power(_frames(samples, KALDI_FRAME, KALDI_HOP), _kaldi_transform())
+    power = _power(frames_of(samples, KALDI_FRAME, KALDI_HOP), _kaldi_transform())
     features = jnp.log(jnp.maximum(_matmul(power, kaldi_filterbank()), POWER_FLOOR))
     lengths = jnp.maximum(0, 1 + (lengths - KALDI_FRAME) // KALDI_HOP)
     return zero_padding(features, lengths), lengths
@@ -234,7 +234,7 @@ def mel(samples: Array, lengths: Array, cfg: MelConfig = OFFICIAL_MEL) -> tuple[
     """
     edge = (cfg.n_fft - cfg.hop) // 2
     padded = pad_edges(samples[:, :, None], lengths, edge, edge, "reflect")[:, :, 0]
-    amplitude = jnp.sqrt(_power(_frames(padded, cfg.n_fft, cfg.hop), _mel_transform(cfg)) + 1e-9)
+    amplitude = jnp.sqrt(_power(frames_of(padded, cfg.n_fft, cfg.hop), _mel_transform(cfg)) + 1e-9)
     features = jnp.log(jnp.maximum(_matmul(amplitude, slaney_filterbank(cfg)), 1e-5))
     lengths = jnp.maximum(0, 1 + (lengths + 2 * edge - cfg.n_fft) // cfg.hop)
     return zero_padding(features, lengths), lengths

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -196,14 +196,22 @@ def read(path: Path, defaults: Defaults, suffix: str, root: Path | None = None) 
     Texts are not analysed and recordings not decoded. Raises NotFound or FileError for what cannot be read at all, and
     Error for what is wrong with `defaults`.
     """
+    yield from _Rows(path.parent, defaults, suffix, root, path).items(rows(path))
+
+
+def rows(path: Path, fields: Collection[str] = FIELDS.keys()) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Each row of a manifest with its line, or what is wrong with it; values are as they are written.
+
+    fields: the columns that CSV may have; those of JSON are for the caller to check. Raises NotFound, FileError and
+    Error for what cannot be read at all.
+    """
     kind = path.suffix.lower()
     if kind not in (*JSON_SUFFIXES, ".csv"):
         raise Error(f"{path}: the name of a manifest ends in .jsonl, .ndjson, .json or .csv; rename it")
-    rows = _Rows(path.parent, defaults, suffix, root, path)
     empty = True
     try:
         with files.open_file(path) as file:
-            for found in rows.items(_csv(file) if kind == ".csv" else _json(file)):
+            for found in _csv(file, fields) if kind == ".csv" else _json(file):
                 empty = False
                 yield found
     except NotFound:
@@ -211,7 +219,7 @@ def read(path: Path, defaults: Defaults, suffix: str, root: Path | None = None) 
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({reason(error)}); check the disk") from None
     if empty:
-        yield Problem(1, "the manifest holds no items; write one per line")
+        yield 1, "the manifest holds no items; write one per line"
 
 
 def items(
@@ -274,7 +282,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _csv(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _csv(file: BinaryIO, fields: Collection[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Each record of CSV and the line where it begins, or what is wrong with it."""
     records = csv.reader((line for _, line in _lines(file)), strict=True, skipinitialspace=True)
     header: list[str] | None = None
@@ -287,8 +295,8 @@ def _csv(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                wrong = [_unknown(name) for name in header if name not in FIELDS]
-                wrong += [f"the column {short(name)} stands twice" for name in FIELDS if header.count(name) > 1]
+                wrong = [unknown(name, fields) for name in header if name not in fields]
+                wrong += [f"the column {short(name)} stands twice" for name in fields if header.count(name) > 1]
                 if wrong:
                     yield first, f"the header: {'; '.join(wrong)}; columns are separated by commas"
                     return
@@ -310,8 +318,9 @@ def _csv(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
         )
 
 
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), FIELDS, 1)
+def unknown(name: str, fields: Collection[str] = FIELDS.keys()) -> str:
+    """What to say of a field that is none of `fields`."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), fields, 1)
     return f"unknown field {short(name)}; {f'write {near[0]}' if near else 'correct its name or remove it'}"
 
 
@@ -426,7 +435,7 @@ class _Rows:
 
     def item(self, line: int, row: dict[str, Any]) -> Item | list[str]:
         """The item of a row, or all that is wrong with it."""
-        wrong = [_unknown(name) for name in row if name not in FIELDS]
+        wrong = [unknown(name) for name in row if name not in FIELDS]
         named = {name for name, given in row.items() if name in FIELDS and given is not None}
         given: dict[str, Any] = {}
         for name in row:

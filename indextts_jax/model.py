@@ -6,7 +6,7 @@ model.speak("Hello.", voice, seed=0).save("hello.wav")
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -16,10 +16,11 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from indextts_jax import audio, checkpoint, emotion, pipeline, streaming, voice
+from indextts_jax import audio, checkpoint, emotion, lora, pipeline, streaming, voice
 from indextts_jax.audio import Recording
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
+from indextts_jax.lora import Lora
 from indextts_jax.models import COMPONENTS, Params, default_dtype
 from indextts_jax.pipeline import Audio
 from indextts_jax.request import Chunk, Options, Streaming
@@ -37,6 +38,10 @@ class Model:
     params: Params  # component -> parameter tree
     cfg: Config
     text: TextFrontEnd
+
+    def adapt(self, adapters: Lora) -> "Model":
+        """This model with adapters (`lora.load`) added to its weights. Raises `Error` for those of another model."""
+        return replace(self, params=lora.add(self.params, *adapters))
 
     def listen(self, recording: Source | Recording, start: float = 0.0) -> Voice:
         """The Voice in a recording, or in a Voice file (.safetensors).

@@ -40,9 +40,9 @@ def listen(params: Params, cfg: Config, recording: audio.Recording) -> Voice:
     Computed in the dtype of the weights, given back as float32 numpy arrays. Reference: indextts/infer_v2.py.
     """
     semantic, lengths = hear(params, cfg, [recording.samples_16k, recording.emotion_16k])
-    samples, samples_lengths = _padded([recording.samples_16k], features.SPEECH_RATE)
+    samples, samples_lengths = padded([recording.samples_16k], features.SPEECH_RATE)
     style = campplus.embed(params["campplus"], cfg.campplus, *features.campplus_features(samples, samples_lengths))
-    mel, mel_lengths = features.mel(*_padded([recording.samples_22k], cfg.mel.rate), cfg.mel)
+    mel, mel_lengths = features.mel(*padded([recording.samples_22k], cfg.mel.rate), cfg.mel)
     own, own_length = semantic[:1], lengths[:1]
     quantized = repcodec.quantize(params["repcodec"], cfg.repcodec, own, own_length)
     content = s2mel.regulate(
@@ -64,11 +64,11 @@ def feel(params: Params, cfg: Config, recording: np.ndarray) -> np.ndarray:
 
 def hear(params: Params, cfg: Config, recordings: Sequence[np.ndarray]) -> tuple[Array, Array]:
     """Semantic features of recordings at 16 kHz: -> ([B, T, width], lengths [B]), 50 frames a second."""
-    heard, lengths, seen = features.w2vbert_features(*_padded(recordings, features.SPEECH_RATE))
+    heard, lengths, seen = features.w2vbert_features(*padded(recordings, features.SPEECH_RATE))
     return w2vbert.encode(params["w2vbert"], cfg.w2vbert, heard, seen, lengths), lengths
 
 
-def _padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
+def padded(recordings: Sequence[np.ndarray], rate: int) -> tuple[Array, Array]:
     """Samples of several recordings, padded to a bucket of seconds: [B, N], lengths [B]."""
     seconds = bucket(-(-max(map(len, recordings)) // rate), buckets.SECONDS)
     rows = [np.pad(samples, (0, seconds * rate - len(samples))) for samples in recordings]

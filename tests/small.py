@@ -8,6 +8,7 @@ import numpy as np
 
 from indextts_jax import models
 from indextts_jax.config import Config
+from indextts_jax.features import MelConfig
 from indextts_jax.models.bigvgan import BigVGANConfig
 from indextts_jax.models.campplus import CAMPPlusConfig
 from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig
@@ -26,6 +27,21 @@ GPT = GPTConfig(
 )
 S2MEL = S2MelConfig(6, 5, 8, 7, (6, 8), 10, 2, 12, 16, 2, 3, 8, 2, 5)
 BIGVGAN = BigVGANConfig(8, 16, (4, 2), (8, 4), (3, 7), ((1, 3), (1, 3)))
+
+# All of them as one system, in which they fit together
+CONFIG = Config(
+    mel=MelConfig(n_fft=32, window=32, hop=BIGVGAN.hop, mels=BIGVGAN.mels),
+    w2vbert=replace(W2VBERT, features=160, width=REPCODEC.width),
+    repcodec=REPCODEC,
+    campplus=replace(CAMPPLUS, features=80),
+    conditioner=CONDITIONER,
+    gpt=GPT,
+    s2mel=replace(
+        S2MEL, mels=BIGVGAN.mels, style=CAMPPLUS.embedding, semantic=REPCODEC.width, latent=GPT.width,
+        latent_layers=(6, REPCODEC.width),
+    ),
+    bigvgan=BIGVGAN,
+)  # fmt: skip
 
 
 # What renders, as small as it gets: the GPT's vocabulary is the codec's with a start and a stop code.

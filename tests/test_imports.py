@@ -12,7 +12,7 @@ LAYERS = (
     ("interrupts", "models", "features", "seeds", "yaml_file", "rules", "shards", "pauses"),
     ("files",),
     ("config", "decoding", "text", "journal"),
-    ("audio", "loudness", "stages", "emotion", "checksums", "drawing"),
+    ("audio", "loudness", "stages", "emotion", "checksums", "drawing", "lora"),
     ("voice", "reader", "joining", "growing"),
     ("render", "checkpoint", "request"),
     ("groups", "manifest"),
@@ -26,6 +26,7 @@ LAYERS = (
     ("ray",),
     ("train",),
     ("convert", "bench"),
+    ("train",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

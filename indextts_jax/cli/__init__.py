@@ -8,11 +8,25 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from indextts_jax import __version__, interrupts
-from indextts_jax.cli import batch, bench, convert, emotion, export, info, speak, text, voice, warmup
+from indextts_jax.cli import (
+    batch,
+    bench,
+    convert,
+    emotion,
+    export,
+    info,
+    merge,
+    prepare,
+    speak,
+    text,
+    train,
+    voice,
+    warmup,
+)
 from indextts_jax.cli.options import Parser
 from indextts_jax.errors import Error
 
-COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench, export)
+COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench, prepare, train, merge, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

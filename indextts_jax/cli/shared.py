@@ -152,14 +152,21 @@ def load_model(
     settings: "Options | None" = None,
 ) -> "Model":
     """The model, and meanwhile the programs for listening to the recording and for drawing codes of the text."""
-    from indextts_jax import features, warmup
+    from indextts_jax import features, lora, warmup
     from indextts_jax.model import load
 
+    adapters = lora.load(options.lora) if getattr(options, "lora", None) else None
     dtype = configure_jax(options)
     seconds = len(recording.samples_16k) / features.SPEECH_RATE if recording else None
     texts = [len(ids) for ids in analysis.segment_ids] if analysis else []
     with warmup.ahead(options.model, dtype, seconds, texts, settings):
-        return load(options.model, dtype, progress=progress)
+        model = load(options.model, dtype, progress=progress)
+        if adapters is None:
+            return model
+        try:
+            return model.adapt(adapters)
+        except Error as error:
+            raise Error(f"--lora {options.lora}: {error}") from None
 
 
 class Progress:

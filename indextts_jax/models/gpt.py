@@ -262,6 +262,23 @@ def _forced(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, position
     return jnp.concatenate([first, hidden[:, P:]], axis=1)
 
 
+def states(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, skipped: Array) -> tuple[Array, Array]:
+    """All hidden states of a teacher-forced pass: those of the prefix [B, P, D], and `latents` of codes [B, C, D].
+
+    skipped [B] int32: 0 for the code positions of the second pass (code n has n + 1), 1 for those of decoding (n + 2).
+    The state of the start of a text, at P - X - 3, predicts its first piece, that of its last piece the stop. What lies
+    past a row's prefix or codes is unspecified.
+    """
+    x, lengths = prefix
+    P, C = x.shape[1], codes.shape[1]
+    fed = _embed(params, "code", codes[:, :-1], jnp.arange(1, C)[None] + skipped[:, None])
+    seen = jnp.pad(valid(lengths, P), ((0, 0), (0, C - 1)), constant_values=True)
+    mask = _causal(P + C - 1)[None, None] & seen[:, None, None, :]
+    hidden, _ = apply(Decoder(cfg), params["decoder"], jnp.concatenate([x, fed], axis=1), mask)
+    first = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return hidden[:, :P], jnp.concatenate([first, hidden[:, P:]], axis=1)
+
+
 @partial(jax.jit, static_argnames="slots")
 def widen(caches: tuple[LayerCache, ...], slots: int) -> tuple[LayerCache, ...]:
     """The same caches with `slots` slots, at least as many as they have."""

@@ -5,7 +5,7 @@ Dimensions: B batch, T frames, D width, C channels inside, V codes, K code width
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -61,6 +61,10 @@ class Encoder(nn.Module):
         for i in range(self.cfg.layers):
             x = Block(self.cfg, name=f"layer_{i}")(x, lengths)
         return nn.Dense(self.cfg.width, name="out")(LayerNorm(1e-6, name="final_norm")(x))
+
+
+class Decoder(Encoder):
+    """Embeddings [B, T, D], lengths [B] -> semantic features [B, T, D]: of the encoder's form, for training alone."""
 
 
 def init(cfg: RepCodecConfig, key: Array) -> dict:
@@ -123,3 +127,33 @@ def quantize(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array)
     x = apply(Encoder(cfg), params["encoder"], enter(features, lengths, params), lengths)
     codes = nearest(params, x)
     return Quantized(codes, embed(params, cfg, codes))
+
+
+class Trained(NamedTuple):
+    """`quantize`, with what a codec's losses compare."""
+
+    codes: Array  # [B, T] int32
+    projected: Array  # [B, T, K] the encoder's outputs where codes lie
+    chosen: Array  # [B, T, K] the rows of the codebook
+    embeddings: Array  # [B, T, D], whose gradient goes straight through to `projected`
+
+
+def quantize_straight(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array) -> Trained:
+    """`quantize` with the straight-through gradient (arXiv:1711.00937): features [B, T, D], lengths [B] -> Trained."""
+    quantizer = params["quantizer"]
+    x = apply(Encoder(cfg), params["encoder"], enter(features, lengths, params), lengths)
+    codes, projected = nearest(params, x), _dense(quantizer["in"], x)
+    chosen = quantizer["codebook"]["embedding"][codes]
+    straight = projected + jax.lax.stop_gradient(chosen - projected)
+    return Trained(codes, projected, chosen, _dense(quantizer["out"], straight))
+
+
+def init_decoder(cfg: RepCodecConfig, key: Array) -> dict:
+    """Random float32 parameters of a decoder, which no released model has a use for."""
+    variables: Any = Decoder(cfg).init(key, jnp.zeros((1, 8, cfg.width)), jnp.array([8]))
+    return variables["params"]
+
+
+def decode(params: dict, cfg: RepCodecConfig, embeddings: Array, lengths: Array) -> Array:
+    """The features that a decoder makes of embeddings: [B, T, D], lengths [B] -> [B, T, D]."""
+    return apply(Decoder(cfg), params, enter(embeddings, lengths, params), lengths)

@@ -1,1 +1,1 @@
-"""Training and gradients: nothing else in the package imports this."""
+"""Training: losses, data, the loop, fitting by gradient. Nothing outside of the command line imports it."""

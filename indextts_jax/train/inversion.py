@@ -49,7 +49,6 @@ def fit(loss: Loss, start: Any, steps: int, optimizer: optax.GradientTransformat
     the caller to close it over parameters and data; they stay as they are. Can itself be jitted, mapped by vmap and
     differentiated.
     """
-
     optimizer = optax.with_extra_args_support(optimizer)  # L-BFGS, for one, asks for the loss itself
 
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:

@@ -1,0 +1,225 @@
+"""A manifest of recordings and texts becomes a corpus: checked, resampled, and encoded by the model's own encoders.
+
+    {"audio": "wavs/0001.wav", "text": "Hello.", "speaker": "anna", "emotion": "happy"}
+
+Rows are prepared in their order, SHARD at a time; a shard that is there already and was made from the same rows, files
+and model is left as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from indextts_jax import audio, features, hearing, interrupts, manifest, voice
+from indextts_jax.errors import Error, NotFound, short
+from indextts_jax.files import FileError, reason
+from indextts_jax.manifest import Problem
+from indextts_jax.model import Model
+from indextts_jax.models import campplus, repcodec
+from indextts_jax.text import LANGUAGES, TextFrontEnd
+from indextts_jax.train import corpus
+from indextts_jax.train.corpus import Line, Utterance
+
+FIELDS = ("id", "audio", "text", "speaker", "emotion", "language")
+SHARD = 256  # rows
+LONGEST = 30  # seconds of a recording
+COMPONENTS = ("w2vbert", "repcodec", "campplus")  # of a model, that preparing needs
+
+
+class Row(NamedTuple):
+    """A row of the manifest whose text was understood."""
+
+    line: int
+    id: str
+    audio: Path
+    speaker: str
+    emotion: str
+    text: str  # as it is spoken
+    texts: tuple[int, ...]
+
+
+class Prepared(NamedTuple):
+    """What became of a manifest."""
+
+    utterances: int
+    seconds: float
+    kept: int  # shards that were there already
+    problems: tuple[Problem, ...]
+
+
+def prepare(
+    path: Path,
+    model: Model,
+    model_folder: Path,
+    out: Path,
+    batch: int = 8,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Prepared:
+    """Prepare the manifest at `path` into the folder `out`, which is made; a row that cannot be used is left out.
+
+    model: COMPONENTS of it at least. batch: recordings that are encoded side by side. Raises Error where no row can be
+    used, and NotFound and FileError.
+    """
+    if not out.parent.is_dir():
+        raise NotFound(f"{out.parent}: no such folder, so {out.name} cannot be made there; create it first")
+    found = list(rows(path, model.text, model.cfg.gpt.most_texts))
+    problems = [row for row in found if isinstance(row, Problem)]
+    good = [row for row in found if isinstance(row, Row)]
+    if not good:
+        more = f"line {problems[0].line}: {problems[0].message}" if problems else "it holds no rows"
+        raise Error(f"{path}: no row can be used; {more}")
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{out}: cannot be made ({reason(error)}); choose another place") from None
+    digest = hearing.model_digest(model_folder)
+    utterances, seconds, kept = 0, 0.0, 0
+    shards = range(0, len(good), SHARD)
+    for number, first in enumerate(shards):
+        progress("preparing", first, len(good))
+        part = good[first : first + SHARD]
+        made_from = corpus.source([digest, *map(_described, part)])
+        target = out / corpus.name(number)
+        lines = _there(target, made_from)
+        if lines is None:
+            made = _encode(model, part, batch, lambda done, first=first: progress("preparing", first + done, len(good)))
+            problems += [one for one in made if isinstance(one, Problem)]
+            whole = [one for one in made if not isinstance(one, Problem)]
+            lines = [line for line, _ in whole]
+            corpus.write(out, number, made_from, lines, [utterance for _, utterance in whole])
+        else:
+            kept += 1
+        utterances, seconds = utterances + len(lines), seconds + sum(line.seconds for line in lines)
+    for left in sorted(out.glob("*.safetensors")):  # of a longer manifest
+        if left.name not in {corpus.name(i) for i in range(len(shards))}:
+            left.unlink()
+    progress("preparing", len(good), len(good))
+    if not utterances:
+        raise Error(f"{path}: no recording can be used; line {problems[0].line}: {problems[0].message}")
+    return Prepared(utterances, seconds, kept, tuple(sorted(problems)))
+
+
+def rows(path: Path, text: TextFrontEnd, most_texts: int) -> Iterator[Row | Problem]:
+    """Each row of a manifest, or what is wrong with it. Raises as `manifest.rows`."""
+    ids: dict[str, int] = {}
+    for line, row in manifest.rows(path, FIELDS):
+        try:
+            found = _row(path.parent, line, row, text, most_texts)
+            if found.id in ids:
+                raise Error(f"the id {short(found.id)} is that of line {ids[found.id]}, too; give each its own")
+            ids[found.id] = line
+            yield found
+        except Error as error:
+            yield Problem(line, str(error))
+
+
+def _row(folder: Path, line: int, row: Any, text: TextFrontEnd, most_texts: int) -> Row:
+    if isinstance(row, str):
+        raise Error(row)
+    for name in row:
+        if name not in FIELDS:
+            raise Error(manifest.unknown(name, FIELDS))
+    given = {name: value for name, value in row.items() if value is not None}
+    for name, value in given.items():
+        if not isinstance(value, str) or not value.strip():
+            raise Error(f"{name} is {short(value)}, but must be text; put it in quotes, or leave it out")
+    for name in ("audio", "text"):
+        if name not in given:
+            raise Error(f"there is no {name}; add the field {name}")
+    if (language := given.get("language")) not in (None, *LANGUAGES):
+        raise Error(f"language is {short(language)}, but must be one of {', '.join(LANGUAGES)}")
+    analysis = text.analyse(given["text"], language=language)
+    if len(analysis.ids) > most_texts:
+        raise Error(f"the text has {len(analysis.ids)} pieces, but the model takes {most_texts}; cut the recording")
+    place = folder / given["audio"]
+    spoken = "".join(analysis.pieces).replace("▁", " ").strip()
+    own = given.get("id", f"line-{line:06}")
+    return Row(line, own, place, given.get("speaker", ""), given.get("emotion", ""), spoken, tuple(analysis.ids))
+
+
+def _described(row: Row) -> str:
+    try:
+        stat = row.audio.stat()
+        file = f"{stat.st_size}:{stat.st_mtime_ns}"
+    except OSError:
+        file = "missing"
+    return repr((row.id, str(row.audio), file, row.speaker, row.emotion, row.texts))
+
+
+def _there(path: Path, made_from: str) -> list[Line] | None:
+    """The lines of a shard that was made from the same; None where it must be made."""
+    if not path.is_file():
+        return None
+    try:
+        digest, lines = corpus.read_metadata(path)
+    except Error:
+        return None
+    return lines if digest == made_from else None
+
+
+class _Heard(NamedTuple):
+    samples: np.ndarray  # [N] float32 at 22.05 kHz
+    samples_16k: np.ndarray
+
+
+def _read(row: Row) -> _Heard | Problem:
+    try:
+        samples, rate = audio.read(row.audio)
+        if len(samples) > LONGEST * rate:
+            raise Error(f"{row.audio} has {len(samples) / rate:.1f} s, but at most {LONGEST} s are used; cut it")
+        samples = audio.resample(samples, rate, features.MEL_RATE)
+        return _Heard(samples, audio.resample_sinc(samples, features.MEL_RATE, features.SPEECH_RATE))
+    except Error as error:
+        return Problem(row.line, str(error))
+
+
+def _encode(
+    model: Model, part: Sequence[Row], batch: int, progress: Callable[[int], None]
+) -> list[tuple[Line, Utterance] | Problem]:
+    """A row's arrays, or what is wrong with its recording; in the order of the rows."""
+    with ThreadPoolExecutor(4) as pool:
+        heard = list(pool.map(_read, part))
+    made: dict[int, tuple[Line, Utterance] | Problem] = {
+        i: one for i, one in enumerate(heard) if isinstance(one, Problem)
+    }
+    usable = {i: one for i, one in enumerate(heard) if isinstance(one, _Heard)}
+    order = sorted(usable, key=lambda i: len(usable[i].samples))  # so that rows of a batch are padded little
+    for first in range(0, len(order), batch):
+        interrupts.check()
+        chosen = order[first : first + batch]
+        # Always as many rows, so that a batch's length alone makes a program.
+        filled = [usable[i] for i in (chosen * batch)[:batch]]
+        for i, utterance in zip(chosen, encode(model, filled), strict=False):
+            row, most = part[i], model.cfg.gpt.most_codes
+            if len(utterance.codes) > most:
+                made[i] = Problem(row.line, f"{row.audio} has {len(utterance.codes)} codes, more than {most}; cut it")
+                continue
+            utterance = utterance._replace(texts=np.asarray(row.texts, np.int32))
+            sizes = len(utterance.samples), len(utterance.codes), len(utterance.mel), len(row.texts)
+            made[i] = Line(row.id, row.speaker, row.text, row.emotion, *sizes), utterance
+        progress(len(made))
+    return [made[i] for i in range(len(part))]
+
+
+def encode(model: Model, heard: Sequence[Any]) -> list[Utterance]:
+    """What the model's encoders make of recordings, each with `samples` and `samples_16k`; without texts."""
+    params, cfg = model.params, model.cfg
+    narrow = [one.samples_16k for one in heard]
+    semantic, lengths = voice.hear(params, cfg, narrow)
+    codes = repcodec.quantize(params["repcodec"], cfg.repcodec, semantic, lengths).codes
+    samples, counts = voice.padded(narrow, features.SPEECH_RATE)
+    style = campplus.embed(params["campplus"], cfg.campplus, *features.campplus_features(samples, counts))
+    mel, frames = features.mel(*voice.padded([one.samples for one in heard], cfg.mel.rate), cfg.mel)
+    found = [np.asarray(a, np.float32) for a in (semantic, mel, style)]
+    codes, lengths, frames = (np.asarray(a) for a in (codes, lengths, frames))
+    nothing = np.zeros(0, np.int32)
+    return [
+        Utterance(
+            nothing, codes[i, : lengths[i]].astype(np.int32), found[0][i, : lengths[i]].astype(np.float16),
+            found[1][i, : frames[i]], audio.to_int16(one.samples), found[2][i],
+        )
+        for i, one in enumerate(heard)
+    ]  # fmt: skip
