@@ -2,7 +2,11 @@
 
 `render` is all of it in one: differentiable in everything that is not an integer.
 
-Dimensions: B batch, X text ids, L latents, C codes, P prompt frames, F target frames, M mels, K content width, D width.
+Codes are int32 [B, C], or distributions over codes, floating [B, C, V], through which gradients go: see `gpt.latents`
+and `repcodec.embed`, where embeddings are mixed. V is the GPT's vocabulary, or the codec's, without start and stop.
+
+Dimensions: B batch, X text ids, L latents, C codes, V vocabulary, P prompt frames, F target frames, M mels, K content
+width, D width.
 """
 
 from collections.abc import Sequence
@@ -94,20 +98,26 @@ def _stacked(rows: Sequence[Any], longest: int) -> tuple[Array, Array]:
 # ---- from codes to samples: pure functions --------------------------------------------------------------------------
 
 
-def second_pass(params: Params, cfg: Config, voices: Voices, texts: Array, lengths: Array, codes: Array) -> Array:
-    """The GPT's latents of codes already known: texts [B, X], lengths [B], codes [B, C] -> [B, C, D]."""
+def second_pass(
+    params: Params, cfg: Config, voices: Voices, texts: Array, lengths: Array, codes: Array, remat: bool = False
+) -> Array:
+    """The GPT's latents of codes already known: texts [B, X], lengths [B], codes [B, C] or [B, C, V] -> [B, C, D].
+
+    remat: as in `gpt.latents`.
+    """
     prefix = gpt.prefix(params["gpt"], cfg.gpt, voices.latents, voices.emotion, texts, lengths)
-    return gpt.latents(params["gpt"], cfg.gpt, prefix, codes)
+    return gpt.latents(params["gpt"], cfg.gpt, prefix, codes, remat)
 
 
 def to_mel(
     params: Params, cfg: Config, voices: Voices, codes: Array, lengths: Array, latents: Array, noise: Array,
     steps: int = 25, guidance: Any = 0.7, frames: int | None = None, guided: bool | None = None,
-    targets: Array | None = None,
+    targets: Array | None = None, solver: Any = "euler", schedule: Any = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Codes [B, C], lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B].
+    """Codes, lengths [B], latents [B, C, D] and noise [B, F, M] -> log-mel [B, F, M] and its lengths [B].
 
-    `guidance` (a number, or one per row [B]), `guided`, and `frames` of prompt and target together: see `s2mel.flow`.
+    `guidance` (a number, or one per row [B]), `guided`, `solver`, `schedule`, and `frames` of prompt and target
+    together: see `s2mel.flow`.
     targets [B] int32, at most F: the lengths that are wanted (default: the codes' own).
     """
     embeddings = repcodec.embed(params["repcodec"], cfg.repcodec, codes)
@@ -117,7 +127,7 @@ def to_mel(
     )
     mel = s2mel.flow(
         params["s2mel"], cfg.s2mel, noise, content, targets, voices.mel, voices.content, voices.lengths, voices.style,
-        steps=steps, guidance=guidance, frames=frames, guided=guided,
+        steps=steps, guidance=guidance, frames=frames, guided=guided, solver=solver, schedule=schedule,
     )  # fmt: skip
     return mel, targets
 
@@ -151,13 +161,19 @@ def to_chunk(
 
 def render(
     params: Params, cfg: Config, voices: Voices, texts: Array, text_lengths: Array, codes: Array, code_lengths: Array,
-    noise: Array, steps: int = 25, guidance: Any = 0.7, guided: bool | None = None,
+    noise: Array, steps: int = 25, guidance: Any = 0.7, guided: bool | None = None, solver: Any = "euler",
+    schedule: Any = None, remat: bool = False,
 ) -> Rendered:  # fmt: skip
-    """Everything after the codes, as one pure function: differentiable in voices, noise, guidance and parameters.
+    """Everything after the codes, as one pure function: differentiable in voices, noise, guidance, parameters, and in
+    codes that are distributions.
 
-    texts [B, X], codes [B, C] int32 with their lengths [B]; noise [B, F, M] with F at least `target_frames(C)`;
-    guidance: a number, or one per row [B], with `guided` as in `s2mel.flow`.
+    texts [B, X], codes [B, C] int32 or [B, C, V] floating with their lengths [B]; noise [B, F, M] with F at least
+    `target_frames(C)`; guidance: a number, or one per row [B], with `guided`, `solver` and `schedule` as in
+    `s2mel.flow`; remat: as in `gpt.latents`.
     """
-    latents = second_pass(params, cfg, voices, texts, text_lengths, codes)
-    mel, lengths = to_mel(params, cfg, voices, codes, code_lengths, latents, noise, steps, guidance, guided=guided)
+    latents = second_pass(params, cfg, voices, texts, text_lengths, codes, remat)
+    mel, lengths = to_mel(
+        params, cfg, voices, codes, code_lengths, latents, noise, steps, guidance, guided=guided, solver=solver,
+        schedule=schedule,
+    )  # fmt: skip
     return Rendered(mel, lengths, bigvgan.vocode(params["bigvgan"], cfg.bigvgan, mel, lengths))

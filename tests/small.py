@@ -41,6 +41,13 @@ CONFIG = Config(
 )
 
 
+# What renders, as small as it gets: the GPT's vocabulary is the codec's with a start and a stop code.
+RENDERER = Config(
+    gpt=replace(GPT, layers=1),
+    repcodec=replace(REPCODEC, codes=40),
+    s2mel=S2MelConfig(6, 5, 12, 16, (6, 12), 10, 1, 12, 16, 2, 1, 8, 1, 5),
+    bigvgan=BigVGANConfig(6, 8, (2,), (4,), (3,), ((1,),)),
+)
 VOCODER = BigVGANConfig(80, 32, (4, 4, 4, 4), (8, 8, 8, 8), (3,), ((1,),))  # for mels and the hop of the tiny model
 
 

@@ -138,7 +138,7 @@ LOOPS = {
     "decoding.winners": WALK,
     "decoding.decode": STEPS | WALK,
     "s2mel.solve": {
-        Access("s2mel.euler", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
+        Access("s2mel.integrate", "dynamic_slice", 1, 1): Note(2, "time and step width: one number each"),
         Access("layers.pad_edges", "gather", 8, 512): Note(8, "two mirrored frames per row and WaveNet layer"),
     },
     "qwen3.generate": {
@@ -434,7 +434,7 @@ def variants() -> Iterator[tuple[str, Call]]:
 
 # What these index beyond the defaults.
 OTHERS = {
-    ("s2mel.euler", "dynamic_update_slice"): "the state after each step, kept where it is asked for",
+    ("s2mel.integrate", "dynamic_update_slice"): "the state after each step, kept where it is asked for",
 }
 
 

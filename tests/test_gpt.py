@@ -1,6 +1,11 @@
 """GPT-2: beams in one cache, and padding changes nothing. Parity: test_validate.py."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from debug.golden import TOLERANCE, relative
 from indextts_jax.models import gpt
@@ -90,3 +95,90 @@ def test_the_second_pass_in_parts():
             )
             parts.append(part[:, :size])
         assert relative(np.concatenate(parts, axis=1), whole) <= TOLERANCE["block"], size
+
+
+@pytest.fixture(scope="module")
+def forced():
+    """Parameters, a prefix of two rows, codes of which the second row has four, and a mask of what counts."""
+    params, rng = parameters("gpt", GPT), np.random.default_rng(2)
+    texts = rng.integers(2, 50, (2, 9), np.int32)
+    prefix = gpt.prefix(params, GPT, normal(0, 2, 4, GPT.width), normal(1, 2, GPT.width), texts, np.array([9, 1]))
+    return params, prefix, rng.integers(0, 40, (2, 6), np.int32), np.array([6, 4])
+
+
+def test_log_probabilities_are_those_of_decoding(forced):
+    """Fed code by code, the stop code last: the same, whatever stands past a row's end."""
+    params, prefix, codes, lengths = forced
+    scores, caches, recent = begin(params, GPT, prefix, 6)
+    steps = [scores]
+    for i in range(6):
+        scores, recent = one_beam(params, GPT, caches, recent, codes[:, i], prefix.lengths, i)
+        steps.append(scores)
+    expected = np.asarray(jax.nn.log_softmax(jnp.stack(steps, axis=1), axis=-1))  # [2, 7, V]
+    found = np.asarray(gpt.log_probabilities(params, GPT, prefix, codes, lengths))
+    assert found.shape == (2, 7)
+    for row, n in enumerate(lengths):
+        drawn = [*codes[row, :n], GPT.stop_code]
+        assert relative(found[row, : n + 1], expected[row, range(n + 1), drawn]) <= TOLERANCE["block"]
+        assert not found[row, n + 1 :].any()
+    codes = np.where(np.arange(6) < lengths[:, None], codes, 0)
+    np.testing.assert_array_equal(gpt.log_probabilities(params, GPT, prefix, codes, lengths), found)
+
+
+def test_log_probabilities_as_the_second_pass_sees_them(forced):
+    """The softmax over the scores of its latents: not those of decoding, where position 1 is skipped."""
+    params, prefix, codes, lengths = forced
+    scores = gpt.logits(params, gpt.latents(params, GPT, prefix, codes))
+    expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(scores, axis=-1)), codes[:, :, None], axis=2)[:, :, 0]
+    found = np.asarray(gpt.log_probabilities(params, GPT, prefix, codes, lengths, "second_pass"))
+    decoding = np.asarray(gpt.log_probabilities(params, GPT, prefix, codes, lengths))
+    for row, n in enumerate(lengths):
+        assert relative(found[row, :n], expected[row, :n]) <= TOLERANCE["block"]
+    np.testing.assert_array_equal(found[:, 0], decoding[:, 0])  # nothing was fed yet
+    assert relative(found[:, 1:4], decoding[:, 1:4]) > 1e-3
+
+
+def test_slopes_of_log_probabilities(forced):
+    """Of every parameter, in a direction that leans towards the gradient: against finite differences and forwards."""
+    params, prefix, codes, lengths = forced
+
+    @jax.jit
+    def total(params):
+        return gpt.log_probabilities(params, GPT, prefix, codes, lengths).sum()
+
+    slopes = jax.jit(jax.grad(total))(params)
+    size = sum(float(jnp.vdot(a, a)) for a in jax.tree.leaves(slopes)) ** 0.5
+    direction = jax.tree.map(lambda a: a / size, slopes)
+    ends = [jax.tree.map(lambda a, b, step=step: a + step * b, params, direction) for step in (0.01, -0.01)]
+    up, down = (float(total(end)) for end in ends)
+    assert abs((up - down) / 0.02 - size) <= TOLERANCE["gradient"] * size
+    forwards = jax.jit(lambda params, tangent: jax.jvp(total, (params,), (tangent,))[1])(params, direction)
+    assert abs(float(forwards) - size) <= TOLERANCE["block"] * size
+
+
+def test_one_hot_distributions_are_codes_to_the_second_pass(forced):
+    params, prefix, codes, _ = forced
+    expected = gpt.latents(params, GPT, prefix, codes)
+    for vocabulary in (GPT.code_vocabulary, 40):  # with start and stop, and without
+        ours = gpt.latents(params, GPT, prefix, np.eye(vocabulary, dtype=np.float32)[codes])
+        assert relative(ours, expected) <= TOLERANCE["block"]
+    with pytest.raises(ValueError, match="43 codes, but the GPT has 42"):
+        gpt.latents(params, GPT, prefix, np.zeros((2, 6, 43), np.float32))
+
+
+def test_blocks_that_are_computed_anew(forced):
+    """`remat`: the same gradient, for which a block keeps little but what goes into it."""
+    params, prefix, codes, _ = forced
+
+    def latents(x, remat):
+        return gpt.latents(params, GPT, gpt.Prefix(x, prefix.lengths), codes, remat)
+
+    slopes, kept = [], []
+    for remat in (False, True):
+        value, back = jax.vjp(partial(latents, remat=remat), prefix.embeddings)
+        slopes.append(back(value)[0])
+        kept.append({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(back)})
+    assert relative(slopes[1], slopes[0]) <= TOLERANCE["block"]
+    weights = {id(leaf) for leaf in jax.tree.leaves(params)}
+    plain, again = (sum(size for i, size in one.items() if i not in weights) for one in kept)
+    assert again < 0.3 * plain

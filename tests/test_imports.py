@@ -24,6 +24,7 @@ LAYERS = (
     ("hearing",),
     ("batch",),
     ("ray",),
+    ("train",),
     ("convert", "bench"),
     ("train",),
     ("cli",),

@@ -1,5 +1,6 @@
 """Length regulator, estimator and solver: rules, and padding changes nothing. Parity: test_validate.py."""
 
+import sys
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from indextts_jax.config import read_yaml
 from indextts_jax.convert import s2mel as converter
 from indextts_jax.models import s2mel, s2mel_kernel
 from indextts_jax.models.s2mel import S2MelConfig
-from tests.small import S2MEL, normal, parameters
+from tests.small import RENDERER, S2MEL, normal, parameters
 
 flow = jax.jit(s2mel.flow, static_argnames=("cfg", "steps", "guidance", "frames", "every"))
 
@@ -106,11 +107,88 @@ def flow_inputs(arrays, segment="seg0"):
 
 def test_euler_is_exact_on_a_constant_field():
     x = jnp.ones((2, 5))
-    end, states = s2mel.euler(lambda x, t: jnp.full_like(x, 3.0), x, 7)
+    end, states = s2mel.integrate(lambda x, t: jnp.full_like(x, 3.0), x, 7)
     np.testing.assert_allclose(end, x + 3.0, rtol=1e-6)
     assert states.shape == (7, 2, 5)
-    end, _ = s2mel.euler(lambda x, t: jnp.broadcast_to(2 * t, x.shape), x, 1000)
+    end, _ = s2mel.integrate(lambda x, t: jnp.broadcast_to(2 * t, x.shape), x, 1000)
     np.testing.assert_allclose(end, x + 1.0, atol=2e-3)
+
+
+def curve(x, t):
+    """A velocity whose flow is known: x grows to x e^(1/2 + 2)."""
+    return x * (t + 2)
+
+
+def slow(velocity, x, t, width):
+    """A step of a user's own: Euler's, with half the velocity."""
+    return x + width * velocity(x, t) / 2
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("Bosh3", 3), (slow, 0)])
+def test_half_the_step_leaves_the_error_of_the_order(solver, order):
+    if solver == "Bosh3":
+        pytest.importorskip("diffrax")
+    x, exact = jnp.ones((2, 3)), np.exp(2.5)
+    errors = [np.abs(s2mel.integrate(curve, x, steps, solver)[0] - exact).max() for steps in (16, 32)]
+    assert errors[0] > 1e-3 * order
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("solver", ["heun", "Tsit5"])
+def test_solvers_go_backwards_and_forwards(solver):
+    """By values of their own for each step, at whose bounds the velocity jumps."""
+    if solver == "Tsit5":
+        pytest.importorskip("diffrax")
+    rates, x = jnp.array([1.0, -2.0, 0.5, 3.0]), jnp.array([[0.7, 1.0]])
+
+    def end(x, rates):
+        return s2mel.integrate(lambda x, t, rate: x * rate, x, 4, solver, (rates,))[0].sum()
+
+    factor = np.prod(1 + rates / 4 + rates**2 / 32) if solver == "heun" else np.exp(rates.sum() / 4)
+    value, slope = jax.jit(jax.value_and_grad(end))(x, rates)
+    assert float(value) == pytest.approx(1.7 * float(factor), rel=1e-5)
+    np.testing.assert_allclose(slope, np.full((1, 2), factor), rtol=1e-5)
+    tangents = jnp.ones_like(x), jnp.zeros_like(rates)
+    assert float(jax.jvp(end, (x, rates), tangents)[1]) == pytest.approx(2 * float(factor), rel=1e-5)
+
+
+def test_solvers_of_diffrax_are_the_same():
+    diffrax, x = pytest.importorskip("diffrax"), jnp.ones((2, 3))
+    expected = s2mel.integrate(curve, x, 3, "heun")[1]
+    assert relative(s2mel.integrate(curve, x, 3, diffrax.Heun())[1], expected) <= TOLERANCE["block"]
+
+
+def test_unknown_solvers_are_refused(monkeypatch):
+    with pytest.raises((ValueError, ImportError), match="'heum' is none of euler, midpoint, heun"):
+        s2mel.integrate(curve, jnp.ones(1), 3, "heum")
+    monkeypatch.setitem(sys.modules, "diffrax", None)
+    with pytest.raises(ImportError, match=r"'Tsit5' is none of .* pip install 'indextts-jax\[diffrax\]'"):
+        s2mel.integrate(curve, jnp.ones(1), 3, "Tsit5")
+
+
+def test_a_schedule_multiplies_the_guidance_step_by_step():
+    """One for all rows, and one for each: what changes at a step changes the states from there on."""
+    cfg, params, n = RENDERER.s2mel, parameters("s2mel", RENDERER.s2mel), np.array([12, 12])
+    noise, prompt, style = normal(0, 2, 12, cfg.mels), normal(1, 2, 12, cfg.mels), normal(2, 2, cfg.style)
+    content, before = normal(3, 2, 12, cfg.content), normal(4, 2, 12, cfg.content)
+
+    @jax.jit
+    def states(guidance, schedule):
+        inputs = noise, content, n, prompt, before, n, style
+        return s2mel.flow(params, cfg, *inputs, 3, guidance, every=True, solver="heun", schedule=schedule)
+
+    both = jnp.float32([0.7, 0.3])
+    expected = states(both, jnp.ones((3, 2)))
+    np.testing.assert_array_equal(states(both * 2, jnp.full((3, 2), 0.5)), expected)
+    late = states(both, jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]))
+    for row, step in ((0, 2), (1, 1)):
+        np.testing.assert_array_equal(late[:step, row], expected[:step, row])
+        assert relative(late[step, row], expected[step, row]) > 1e-3
+    inputs = params, cfg, noise, content, n, prompt, before, n, style
+    ours = jax.eval_shape(lambda s: s2mel.flow(*inputs, steps=3, schedule=s), jnp.ones(3))
+    assert ours.shape == noise.shape
+    with pytest.raises(ValueError, match="broadcast"):
+        s2mel.flow(*inputs, steps=3, schedule=np.ones(2))
 
 
 def test_flow_ignores_padding_and_neighbours():

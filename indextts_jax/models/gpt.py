@@ -10,7 +10,7 @@ slots, V code vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -97,6 +97,7 @@ class Decoder(nn.Module):
     """All blocks and the two norms that follow them. mask: as in Block."""
 
     cfg: GPTConfig
+    remat: bool = False  # without caches: a reverse pass keeps what goes into a block, and computes the block anew
 
     @nn.compact
     def __call__(
@@ -104,9 +105,17 @@ class Decoder(nn.Module):
     ) -> tuple[Array, tuple[LayerCache, ...]]:
         new = []
         for i in range(self.cfg.layers):
+            if self.remat:
+                x = _again(self.cfg, self.variables["params"][f"layer_{i}"], x, mask)
+                continue
             x, cache = Block(self.cfg, name=f"layer_{i}")(x, mask, caches[i] if caches else None, slot)
             new.append(cache)
         return LayerNorm(name="final_norm")(LayerNorm(name="norm")(x)), tuple(new)
+
+
+@partial(jax.checkpoint, static_argnums=0)
+def _again(cfg: GPTConfig, params: dict, x: Array, mask: Array) -> Array:
+    return apply(Block(cfg, parent=None), params, x, mask, None, None)[0]
 
 
 def init(cfg: GPTConfig, key: Array) -> dict:
@@ -129,7 +138,14 @@ def init(cfg: GPTConfig, key: Array) -> dict:
 
 
 def _embed(params: dict, part: str, ids: Array, positions: Array) -> Array:
-    return params[part]["embedding"][ids] + params[f"{part}_position"]["embedding"][positions]
+    """ids [..., T], or distributions [..., T, V] over the first V, whose embeddings are mixed; positions [..., T]."""
+    table = params[part]["embedding"]
+    if jnp.issubdtype(ids.dtype, jnp.floating):
+        with precision_of(table):
+            x = jnp.einsum("...v,vd->...d", ids.astype(table.dtype), table[: ids.shape[-1]])
+    else:
+        x = table[ids]
+    return x + params[f"{part}_position"]["embedding"][positions]
 
 
 def logits(params: dict, hidden: Array) -> Array:
@@ -193,20 +209,55 @@ def step(
     return logits(params, hidden), recent
 
 
-@partial(jax.jit, static_argnames="cfg")
-def latents(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array) -> Array:
-    """The second, teacher-forced pass: codes [B, C] int32 -> latents [B, C, D]; row i predicted code i.
+@partial(jax.jit, static_argnames=("cfg", "remat"))
+def latents(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, remat: bool = False) -> Array:
+    """The second, teacher-forced pass: codes -> latents [B, C, D]; row i predicted code i.
 
+    codes: [B, C] int32, or distributions over the first V codes [B, C, V] floating, whose embeddings are mixed; one-hot
+    ones give what the codes do, but for rounding. remat: a gradient keeps no activations of a block, and computes it
+    twice (a CPU gains by it with `XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false` alone).
+    Raises ValueError for distributions over more codes than there are.
     Code positions are contiguous here, unlike in `step`. By causality a row's valid latents do not depend on the codes
     that follow them, nor on the stop code, which the reference appends. Reference: model_v2.py, forward.
     """
+    return _forced(params, cfg, prefix, codes[:, :-1], 1, remat)
+
+
+def log_probabilities(
+    params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, lengths: Array,
+    positions: Literal["decoding", "second_pass"] = "decoding", remat: bool = False,
+) -> Array:  # fmt: skip
+    """How probable given codes are, teacher-forced in one pass: codes [B, C] int32, lengths [B] -> [B, C + 1] float32.
+
+    Column i is the log-probability of code i after those before it, column lengths[b] that of the stop code after them
+    all, and what follows is 0: the sum over a row is the log-probability of all that it drew. A row that a limit cut
+    drew no stop code: leave its column out. Temperature, top-k, top-p and penalties, which sampling puts on top, are no
+    part of it: codes are drawn from exactly these probabilities with `Sampling(beams=1, top_k=0, top_p=1.0,
+    temperature=1.0, repetition_penalty=1.0)`.
+
+    positions: which embeddings the codes are fed with. "decoding": those of `step`, where position 1 is skipped;
+    "second_pass": those of `latents`, as the system was trained. Meant to be jitted as part of a loss.
+    """
+    hidden = _forced(params, cfg, prefix, codes, {"second_pass": 1, "decoding": 2}[positions], remat)
+    place, lengths = jnp.arange(codes.shape[1] + 1)[None], lengths[:, None]
+    drawn = jnp.where(place < lengths, jnp.pad(codes, ((0, 0), (0, 1))), cfg.stop_code)
+    scores = jax.nn.log_softmax(logits(params, hidden), axis=-1)
+    return jnp.where(place <= lengths, jnp.take_along_axis(scores, drawn[:, :, None], axis=2)[:, :, 0], 0.0)
+
+
+def _forced(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, position: int, remat: bool) -> Array:
+    """The decoder's outputs when these codes [B, C] or [B, C, V] follow the prefix, the first of them at `position`:
+    -> [B, C + 1, D], of which row i predicts code i, and the last what follows them all.
+    """
     x, lengths = prefix
-    P, C = x.shape[1], codes.shape[1]
-    # the prefix ends with the start code; the last code is never fed
-    fed = _embed(params, "code", codes[:, :-1], jnp.broadcast_to(jnp.arange(1, C)[None], (codes.shape[0], C - 1)))
-    seen = jnp.pad(valid(lengths, P), ((0, 0), (0, C - 1)), constant_values=True)
-    mask = _causal(P + C - 1)[None, None] & seen[:, None, None, :]
-    hidden, _ = apply(Decoder(cfg), params["decoder"], jnp.concatenate([x, fed], axis=1), mask)
+    P, (B, C) = x.shape[1], codes.shape[:2]
+    if codes.ndim == 3 and codes.shape[2] > cfg.code_vocabulary:
+        raise ValueError(f"distributions over {codes.shape[2]} codes, but the GPT has {cfg.code_vocabulary}")
+    # the prefix ends with the start code
+    fed = _embed(params, "code", codes, jnp.broadcast_to(jnp.arange(position, position + C)[None], (B, C)))
+    seen = jnp.pad(valid(lengths, P), ((0, 0), (0, C)), constant_values=True)
+    mask = _causal(P + C)[None, None] & seen[:, None, None, :]
+    hidden, _ = apply(Decoder(cfg, remat), params["decoder"], jnp.concatenate([x, fed], axis=1), mask)
     first = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return jnp.concatenate([first, hidden[:, P:]], axis=1)
 

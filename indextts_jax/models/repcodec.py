@@ -103,9 +103,19 @@ def _unit(x: Array) -> Array:
 
 @partial(jax.jit, static_argnames="cfg")
 def embed(params: dict, cfg: RepCodecConfig, codes: Array) -> Array:
-    """The embeddings of codes: [B, T] int32 -> [B, T, D]. Codes at or past the codebook's end give its last row."""
+    """The embeddings of codes: [B, T] int32 -> [B, T, D]. Codes at or past the codebook's end give its last row.
+
+    codes may be distributions [B, T, V] floating, whose embeddings are mixed. V may be more than there are codes, as
+    the GPT's vocabulary is, which has a start and a stop code: as with codes, their mass goes to the last row. Who
+    wants none there takes it away before the softmax.
+    """
     quantizer = params["quantizer"]
-    return _dense(quantizer["out"], quantizer["codebook"]["embedding"][jnp.minimum(codes, cfg.codes - 1)])
+    table = quantizer["codebook"]["embedding"]
+    if not jnp.issubdtype(codes.dtype, jnp.floating):
+        return _dense(quantizer["out"], table[jnp.minimum(codes, cfg.codes - 1)])
+    with precision_of(table):
+        rows = table[jnp.minimum(jnp.arange(codes.shape[-1]), cfg.codes - 1)]
+        return _dense(quantizer["out"], jnp.einsum("btv,vk->btk", codes.astype(table.dtype), rows))
 
 
 @partial(jax.jit, static_argnames="cfg")

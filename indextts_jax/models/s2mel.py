@@ -1,4 +1,4 @@
-"""Codes and latents -> mel: length regulator, diffusion transformer with a WaveNet tail, Euler flow matching.
+"""Codes and latents -> mel: length regulator, diffusion transformer with a WaveNet tail, flow matching.
 
 A row of the estimator is its prompt followed directly by its target, padded at the end, so that positions and
 attention are those of the row alone.
@@ -8,7 +8,7 @@ D width, W WaveNet width, N heads, H head width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -427,19 +427,93 @@ def times(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[np.float32(0)], np.cumsum(widths[:-1], dtype=np.float32)]), widths
 
 
-def euler(velocity: Callable[[Array, Array], Array], x: Array, steps: int) -> tuple[Array, Array]:
+Velocity = Callable[[Array, Array], Array]  # x [...], t [] float32 -> dx/dt at x and t, like x
+
+
+def euler(velocity: Velocity, x: Array, t: Array, width: Array) -> Array:
+    """One step from t to t + width: of order 1, with one evaluation of the velocity."""
+    return _moved(x, width, velocity(x, t))
+
+
+def midpoint(velocity: Velocity, x: Array, t: Array, width: Array) -> Array:
+    """One step by the velocity in its middle: of order 2, with two evaluations."""
+    return _moved(x, width, velocity(_moved(x, width / 2, velocity(x, t)), t + width / 2))
+
+
+def heun(velocity: Velocity, x: Array, t: Array, width: Array) -> Array:
+    """One step by the mean of the velocities at its ends: of order 2, with two evaluations."""
+    begin = velocity(x, t)
+    return _moved(x, width, (begin + velocity(_moved(x, width, begin), t + width)) / 2)
+
+
+def _moved(x: Array, width: Array, velocity: Array) -> Array:
+    return x + (width * velocity.astype(jnp.float32)).astype(x.dtype)
+
+
+METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun}
+
+
+def integrate(
+    velocity: Callable[..., Array], x: Array, steps: int, solver: Any = "euler", each: tuple[Array, ...] = ()
+) -> tuple[Array, Array]:
     """Integrate dx/dt = velocity(x, t) from 0 to 1: -> (x at 1, x after each step [steps, ...]).
+
+    solver: a name of METHODS, a function like them, a solver of diffrax, or the name of one ("Tsit5"), which makes
+    `steps` steps of fixed width too: rows of a batch that chose their own would depend on each other. (An implicit one
+    needs a root finder with tolerances of its own: give the solver, not its name.)
+    each: arrays [steps, ...], of which every evaluation within a step is given that step's part: velocity(x, t, *part).
+    Raises ValueError for an unknown name, and ImportError where diffrax is needed and missing.
 
     A scan over a checkpointed step: reverse differentiation keeps one state per step, not the network's activations.
     """
+    first, advance = _method(solver)
+    at = (*map(jnp.asarray, times(steps)), *each)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def step(x: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-        t, width = at
-        x = x + (width * velocity(x, t).astype(jnp.float32)).astype(x.dtype)
-        return x, x
+    def step(carry: tuple[Array, Any], at: tuple[Array, ...]) -> tuple[tuple[Array, Any], Array]:
+        t, width, *part = at
+        x, memory = advance(lambda x, t: velocity(x, t, *part), *carry, t, width, bool(part))
+        return (x, memory), x
 
-    return jax.lax.scan(step, x, tuple(map(jnp.asarray, times(steps))))
+    t, width, *part = (a[0] for a in at)
+    memory = first(lambda x, t: velocity(x, t, *part), x, t, width)
+    (x, _), states = jax.lax.scan(step, (x, memory), at)
+    return x, states
+
+
+def _method(solver: Any) -> tuple[Callable[..., Any], Callable[..., tuple[Any, Any]]]:
+    """What a solver remembers before the first step, and how it makes one: -> (x after it, what it remembers)."""
+    method: Any = METHODS.get(solver, solver) if isinstance(solver, str) else solver
+    if callable(method):
+        return lambda *_: (), lambda velocity, x, memory, t, width, jump: (method(velocity, x, t, width), memory)
+    own = ", ".join(METHODS)
+    try:
+        import diffrax
+    except ImportError:
+        raise ImportError(f"solver {solver!r} is none of {own}: pip install 'indextts-jax[diffrax]' for more") from None
+    if isinstance(method, str):
+        kind = getattr(diffrax, method, None)
+        if not (isinstance(kind, type) and issubclass(kind, diffrax.AbstractSolver)):
+            raise ValueError(f"solver {method!r} is none of {own}, nor of diffrax's, such as 'Tsit5'")
+        method = kind()
+    if getattr(method, "scan_kind", "") is None:
+        method = replace(method, scan_kind="bounded")  # a loop over stages that goes backwards and forwards
+
+    def term(velocity: Velocity) -> Any:
+        def slope(t: Any, x: Any, _: Any) -> Array:
+            return velocity(x, t).astype(x.dtype)
+
+        return diffrax.ODETerm(slope)
+
+    def first(velocity: Velocity, x: Array, t: Array, width: Array) -> Any:
+        return method.init(term(velocity), t, t + width, x, None)
+
+    def advance(velocity: Velocity, x: Array, memory: Any, t: Array, width: Array, jump: bool) -> tuple[Any, Any]:
+        # Where the velocity jumps between steps, the last one of a step is not the first of the next.
+        x, _, _, memory, _ = method.step(term(velocity), t, t + width, x, None, memory, jump)
+        return x, memory
+
+    return first, advance
 
 
 @partial(jax.jit, static_argnames="frames")
@@ -472,6 +546,8 @@ def flow(
     frames: int | None = None,
     every: bool = False,
     guided: bool | None = None,
+    solver: Any = "euler",
+    schedule: Any = None,
 ) -> Array:
     """From noise to a log-mel in the prompt's voice, by guided flow matching (arXiv:2210.02747).
 
@@ -484,6 +560,8 @@ def flow(
     `frames`: T, at least every row's prompt and target together (default: P + F). The solver is compiled for T alone.
     `guided`: whether the null branch is computed, which doubles the cost; by default it is, unless guidance is known to
     be 0 in every row. The state is float32 whatever the network computes in.
+    solver: as in `integrate`; those of METHODS but Euler's evaluate the velocity twice per step.
+    schedule: by what the guidance is multiplied in each step, [steps], or in each step of each row, [steps, B].
     Reference: indextts/s2mel/modules/flow_matching.py.
     """
     dtype = dtype_of(params)
@@ -498,10 +576,15 @@ def flow(
         guidance = jnp.broadcast_to(guidance.astype(jnp.float32), x.shape[:1])
     else:
         guidance = np.broadcast_to(np.asarray(guidance, np.float32), x.shape[:1])
-    return solve(params, cfg, x, mel, both, style, prompt_lengths, lengths, guidance, steps, every, guided)
+    if schedule is not None:
+        schedule = jnp.asarray(schedule, jnp.float32)
+        schedule = jnp.broadcast_to(schedule[:, None] if schedule.ndim == 1 else schedule, (steps, *x.shape[:1]))
+    return solve(
+        params, cfg, x, mel, both, style, prompt_lengths, lengths, guidance, steps, every, guided, solver, schedule
+    )
 
 
-@partial(jax.jit, static_argnames=("cfg", "steps", "every", "guided"))
+@partial(jax.jit, static_argnames=("cfg", "steps", "every", "guided", "solver"))
 def solve(
     params: dict,
     cfg: S2MelConfig,
@@ -515,12 +598,14 @@ def solve(
     steps: int = 25,
     every: bool = False,
     guided: bool = True,
+    solver: Any = "euler",
+    schedule: Array | None = None,
 ) -> Array:
     """`flow` with its conditions joined: x [B, F, M] float32 of the target, prompt [B, T, M], content [B, T, K].
 
     style [B, style], prompt_lengths [B], lengths [B] of the target, guidance [B] float32, of no effect where not
-    `guided` -> x at 1 [B, F, M], or after each step. On TPUs it has kernels, which jit alone does not share out among
-    chips: there a batch on several chips is for jax.shard_map.
+    `guided`, schedule [steps, B] float32 -> x at 1 [B, F, M], or after each step. On TPUs it has kernels, which jit
+    alone does not share out among chips: there a batch on several chips is for jax.shard_map.
     """
     F, T, dtype = x.shape[1], prompt.shape[1], dtype_of(params)
     # The prompt's part of the state stays zero, so that its velocity is not needed: what follows the transformer hears
@@ -540,9 +625,10 @@ def solve(
 
     prompt, content, style = map(beside, (prompt, content, style))
     stacked, starts = (jnp.repeat(a, branches) for a in (prompt_lengths + lengths, starts))
-    strength = guidance[:, None, None]
+    constant = guidance[:, None, None]
 
-    def velocity(x: Array, t: Array) -> Array:
+    def velocity(x: Array, t: Array, scale: Array | None = None) -> Array:
+        strength = constant if scale is None else constant * scale[:, None, None]
         xs = jnp.repeat(join(silence, prompt_lengths, x, T).astype(dtype), branches, axis=0)
         times = jnp.full(stacked.shape, t)
         v = estimate(params, cfg, xs, prompt, content, style, times, stacked, starts if size else None, size, True)
@@ -552,7 +638,8 @@ def solve(
             v = (1 + strength) * conditional - strength * null
         return jnp.where(spoken, window(v, ahead, F), 0.0)
 
-    end, states = euler(velocity, jnp.where(spoken, x, 0.0), steps)
+    each = () if schedule is None else (schedule,)
+    end, states = integrate(velocity, jnp.where(spoken, x, 0.0), steps, solver, each)
     return states if every else end
 
 
