@@ -220,7 +220,7 @@ def latents(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, remat: b
     Code positions are contiguous here, unlike in `step`. By causality a row's valid latents do not depend on the codes
     that follow them, nor on the stop code, which the reference appends. Reference: model_v2.py, forward.
     """
-    return _forced(params, cfg, prefix, codes[:, :-1], 1, remat)
+    return states(params, cfg, prefix, codes[:, :-1], remat=remat)[1]
 
 
 def log_probabilities(
@@ -238,45 +238,35 @@ def log_probabilities(
     positions: which embeddings the codes are fed with. "decoding": those of `step`, where position 1 is skipped;
     "second_pass": those of `latents`, as the system was trained. Meant to be jitted as part of a loss.
     """
-    hidden = _forced(params, cfg, prefix, codes, {"second_pass": 1, "decoding": 2}[positions], remat)
+    _, hidden = states(params, cfg, prefix, codes, {"second_pass": 1, "decoding": 2}[positions], remat)
     place, lengths = jnp.arange(codes.shape[1] + 1)[None], lengths[:, None]
     drawn = jnp.where(place < lengths, jnp.pad(codes, ((0, 0), (0, 1))), cfg.stop_code)
     scores = jax.nn.log_softmax(logits(params, hidden), axis=-1)
     return jnp.where(place <= lengths, jnp.take_along_axis(scores, drawn[:, :, None], axis=2)[:, :, 0], 0.0)
 
 
-def _forced(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, position: int, remat: bool) -> Array:
-    """The decoder's outputs when these codes [B, C] or [B, C, V] follow the prefix, the first of them at `position`:
-    -> [B, C + 1, D], of which row i predicts code i, and the last what follows them all.
+def states(
+    params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, positions: Array | int = 1, remat: bool = False
+) -> tuple[Array, Array]:
+    """All outputs of a teacher-forced pass: those of the prefix [B, P, D], and [B, C + 1, D] of the codes that follow.
+
+    codes [B, C], or distributions [B, C, V]; positions: [B] int32, or one for all rows, of the first code: 1 as in
+    `latents`, 2 as in `step`. Output i of the codes predicts code i, the last what follows them all. In the prefix, the
+    output of the start of a text, at P - X - 3, predicts its first piece, that of its last piece the stop. What lies
+    past a row's prefix or codes is unspecified. remat: as in `latents`.
     """
     x, lengths = prefix
     P, (B, C) = x.shape[1], codes.shape[:2]
     if codes.ndim == 3 and codes.shape[2] > cfg.code_vocabulary:
         raise ValueError(f"distributions over {codes.shape[2]} codes, but the GPT has {cfg.code_vocabulary}")
     # the prefix ends with the start code
-    fed = _embed(params, "code", codes, jnp.broadcast_to(jnp.arange(position, position + C)[None], (B, C)))
+    first = jnp.broadcast_to(jnp.asarray(positions, jnp.int32).reshape(-1, 1), (B, 1))
+    fed = _embed(params, "code", codes, first + jnp.arange(C)[None])
     seen = jnp.pad(valid(lengths, P), ((0, 0), (0, C)), constant_values=True)
     mask = _causal(P + C)[None, None] & seen[:, None, None, :]
     hidden, _ = apply(Decoder(cfg, remat), params["decoder"], jnp.concatenate([x, fed], axis=1), mask)
-    first = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    return jnp.concatenate([first, hidden[:, P:]], axis=1)
-
-
-def states(params: dict, cfg: GPTConfig, prefix: Prefix, codes: Array, skipped: Array) -> tuple[Array, Array]:
-    """All hidden states of a teacher-forced pass: those of the prefix [B, P, D], and `latents` of codes [B, C, D].
-
-    skipped [B] int32: 0 for the code positions of the second pass (code n has n + 1), 1 for those of decoding (n + 2).
-    The state of the start of a text, at P - X - 3, predicts its first piece, that of its last piece the stop. What lies
-    past a row's prefix or codes is unspecified.
-    """
-    x, lengths = prefix
-    P, C = x.shape[1], codes.shape[1]
-    fed = _embed(params, "code", codes[:, :-1], jnp.arange(1, C)[None] + skipped[:, None])
-    seen = jnp.pad(valid(lengths, P), ((0, 0), (0, C - 1)), constant_values=True)
-    mask = _causal(P + C - 1)[None, None] & seen[:, None, None, :]
-    hidden, _ = apply(Decoder(cfg), params["decoder"], jnp.concatenate([x, fed], axis=1), mask)
-    first = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    return hidden[:, :P], jnp.concatenate([first, hidden[:, P:]], axis=1)
+    start = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return hidden[:, :P], jnp.concatenate([start, hidden[:, P:]], axis=1)
 
 
 @partial(jax.jit, static_argnames="slots")

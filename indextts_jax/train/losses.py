@@ -73,12 +73,14 @@ class GPTBatch(NamedTuple):
     emotion_lengths: Array  # [B], at least 3
 
 
-def gpt(params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Positions = "second_pass") -> Loss:
+def gpt(
+    params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Positions = "second_pass", remat: bool = False
+) -> Loss:
     """Cross-entropy of the codes (0.8) and of the text (0.2), each with its stop: means over all their tokens.
 
     params: "gpt", "conditioner" and "text_head" {"kernel" [D, text vocabulary], "bias"}. positions: of the codes, as
     the second pass counts them, as decoding does, which skips position 1, or "both", of which each row draws one, which
-    costs no second pass. At most `cfg.gpt.most_texts` pieces and `most_codes` codes.
+    costs no second pass. At most `cfg.gpt.most_texts` pieces and `most_codes` codes. remat: as in `gpt.latents`.
 
     Parts: code_loss, text_loss, code_accuracy (of the best code, stop included). Reference: indextts/gpt/model_v2.py,
     forward, and the layout of model.py, whose losses also count a stop after the stop, and the padding.
@@ -89,7 +91,7 @@ def gpt(params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Pos
     skips = skipped(key, B) if positions == "both" else jnp.full(B, positions == "decoding", jnp.int32)
     prefix = decoder.prefix(params["gpt"], net, latents, emotion, batch.texts, batch.text_lengths)
     codes = _stopped(batch.codes, batch.code_lengths, net.stop_code)
-    before, hidden = decoder.states(params["gpt"], net, prefix, codes, skips)
+    before, hidden = decoder.states(params["gpt"], net, prefix, batch.codes, 1 + skips, remat)
 
     texts = _stopped(batch.texts, batch.text_lengths, net.stop_text)  # [B, X + 1]
     first = before.shape[1] - texts.shape[1] - 2  # where the texts' start stands
