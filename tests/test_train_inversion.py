@@ -74,6 +74,7 @@ def test_slopes_of_what_is_looked_for(case, slopes):
     for name, slope in slopes.items():
         slope = np.asarray(slope) * shares.reshape((2,) + (1,) * (slope.ndim - 1))
         length = np.linalg.norm(slope)
+        assert length > 1e-3, name
         up, down = (float(loss({**start, name: start[name] + step / length * slope})) for step in (0.01, -0.01))
         assert abs((up - down) / 0.02 - length) <= TOLERANCE["gradient"] * length, name
 
