@@ -33,7 +33,7 @@ def measure(function: Any, *inputs: Any) -> tuple[float, float]:
     return memory.temp_size_in_bytes / 1e6, time.process_time() - begin
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
+def normal(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
@@ -52,12 +52,12 @@ def main() -> None:
         codes = jnp.asarray(np.random.default_rng(0).integers(0, 8192, (1, round(frames / 1.72))), jnp.int32)
         for remat in (False, True):
 
-            def loss(voice: Any, own: Any, codes: Any = codes, remat: bool = remat) -> Any:
+            def heard(voice: Any, own: Any, codes: Any = codes, remat: bool = remat) -> Any:
                 prefix = gpt.prefix(own, cfg.gpt, *voice, texts, lengths)
                 return jnp.square(gpt.latents(own, cfg.gpt, prefix, codes, remat)).mean()
 
             voice = normal(0, 1, 32, cfg.gpt.width), normal(1, 1, cfg.gpt.width)
-            result = measure(jax.grad(loss), voice, own)
+            result = measure(jax.grad(heard), voice, own)
             print(f"| second pass | {frames} | {remat} | {result[0]:.0f} | {result[1]:.1f} |", flush=True)
     del own
 
@@ -67,7 +67,7 @@ def main() -> None:
         for remat in (True, False):
             jax.clear_caches()
 
-            def loss(found: Any, own: Any, frames: int = frames) -> Any:
+            def flowed(found: Any, own: Any, frames: int = frames) -> Any:
                 noise, content, style = found
                 n = jnp.array([frames]), jnp.array([options.prompt])
                 given = own, cfg.s2mel, noise, content, n[0], prompt, said, n[1], style
@@ -76,7 +76,7 @@ def main() -> None:
             found = normal(4, 1, frames, 80), normal(5, 1, frames, cfg.s2mel.content), normal(6, 1, cfg.s2mel.style)
             # The solver's step is checkpointed always: here is what it would be without.
             with mock.patch("jax.checkpoint", jax.checkpoint if remat else lambda function, **_: function):
-                result = measure(jax.grad(loss), found, own)
+                result = measure(jax.grad(flowed), found, own)
             print(f"| flow | {frames} | {remat} | {result[0]:.0f} | {result[1]:.1f} |", flush=True)
 
 

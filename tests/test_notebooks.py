@@ -56,7 +56,7 @@ def test_notebook(path, monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GRADIENTS, ids=lambda path: path.stem)
 def test_notebook_of_gradients(path, tmp_path):
-    """In a process of its own, since optax does not promote strictly, and long loops want better machine code."""
+    """In a process of its own: optax does not promote strictly, and some choose how hard the compiler tries."""
     for name in ("matplotlib", *(["diffrax"] if path.stem.startswith("05") else [])):
         pytest.importorskip(name)
     folder = place(tmp_path)
