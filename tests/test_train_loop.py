@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
+from debug.golden import FIXTURES
 from indextts_jax import checkpoint, lora
 from indextts_jax.convert import rest
 from indextts_jax.errors import Error
+from indextts_jax.pipeline import Audio
 from indextts_jax.train import corpus, loop, recipes
-from indextts_jax.train.settings import Settings
+from indextts_jax.train.settings import Settings, Speak
+from indextts_jax.voice import Voice, save_voice
 from tests import small
 from tests.training import save_corpus, save_model
 
@@ -182,6 +186,31 @@ def test_adapters_are_trained_and_merged(folder, tmp_path):
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
     assert changed == {name for name in old if re.fullmatch(lora.TARGETS["gpt"][0], f"gpt/{name}")}
     assert checkpoint.verify(tmp_path / "merged") == []
+
+
+def test_what_is_learnt_is_spoken(folder, tmp_path, monkeypatch):
+    """With the parameters of that step: the last time, those of the model that comes of the run."""
+    cfg = replace(small.CONFIG, gpt=replace(small.GPT, text_vocabulary=601, code_positions=80))
+    save_model(tmp_path / "model", cfg)
+    shutil.copy(FIXTURES / "tiny" / "bpe.model", tmp_path / "model")
+    checkpoint.save_description(tmp_path / "model", cfg, "random numbers")
+    save_corpus(tmp_path / "corpus")
+    shapes = (cfg.conditioner.speaker.latents, 16), (16,), (16,), (cfg.s2mel.style,), (9, 8), (9, cfg.s2mel.content)
+    save_voice(tmp_path / "a.safetensors", Voice(*(small.normal(0, *shape) for shape in shapes)))
+    models = []
+
+    def speak(model, text, voice):
+        models.append(model)
+        return Audio(np.zeros(9, np.float32), 22050, ())
+
+    monkeypatch.setattr("indextts_jax.model.Model.speak", speak)
+    spoken = replace(SETTINGS, steps=4, average=0.5, speak=Speak("Hello.", "a.safetensors", every=2))
+    done = loop.run("gpt", spoken, tmp_path, tmp_path / "model", tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["000002.wav", "000004.wav"]
+    first, last = ({"/".join(p): a for p, a in flatten_dict(m.params["gpt"]).items()} for m in models)
+    assert not same(first, last)
+    assert same(last, parameters(done.written, "gpt"))
+    assert loop.plot(tmp_path / "run").startswith(b"\x89PNG")
 
 
 def test_bfloat16_computes_and_float32_is_kept(folder, tmp_path):
