@@ -90,9 +90,15 @@ def collections() -> None:
 
 
 @pytest.fixture(scope="session")
-def model(official: Path) -> Model:
+def official_model(official: Path) -> Model:
     """The tiny checkpoint, loaded: once for all tests that do not count what loading does."""
     return load(official)
+
+
+@pytest.fixture(scope="session")
+def model(official_model: Model) -> Model:
+    """That model; some files of tests take `quick_model` for it."""
+    return official_model
 
 
 @pytest.fixture(scope="session")

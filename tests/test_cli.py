@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ import soundfile
 import indextts_jax
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden
 from indextts_jax import checkpoint, cli, config, files, loudness, models, pipeline
+from tests import small
 
 pytestmark = pytest.mark.whole
 
@@ -66,15 +68,24 @@ def differences(out: Path, saved: Path, name: str) -> set[str]:
     return found
 
 
+@pytest.fixture(scope="session")
+def converted(quick):
+    return quick
+
+
+@pytest.fixture(scope="session")
+def model(quick_model):
+    return quick_model
+
+
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 
-def test_greedy_speech_equals_reference(converted, tmp_path, capsys):
+def test_greedy_speech_equals_reference(official, tmp_path, capsys):
     out, saved = tmp_path / "out.wav", tmp_path / "out.npz"
     noise = noise_file(tmp_path, "en_greedy")
     assert (
-        speak(converted, out, "--greedy", "--max-codes", 40, "--fade-ms", 0, "--flow-noise", noise, "--save", saved)
-        == 0
+        speak(official, out, "--greedy", "--max-codes", 40, "--fade-ms", 0, "--flow-noise", noise, "--save", saved) == 0
     )
     assert differences(out, saved, "en_greedy") == set()
     assert differences(out, saved, "zh_greedy_emotion_audio") == {"codes", "mel", "samples"}
@@ -97,10 +108,10 @@ def test_beams_equal_reference(converted, tmp_path):
         assert ours["seg0.codes"].tolist() == golden("en_greedy")["seg0.gpt.codes"][0].tolist()
 
 
-def test_speech_that_stops_by_itself_equals_reference(converted, tmp_path):
+def test_speech_that_stops_by_itself_equals_reference(official, tmp_path):
     """The golden was made with mel_head.bias[129] at 4.5; it is -20 in the checkpoint."""
     model = tmp_path / "model"
-    shutil.copytree(converted, model)
+    shutil.copytree(official, model)
     cfg, _ = checkpoint.read_description(model)
     tree = checkpoint.restore(model, "gpt", cfg.gpt, jnp.dtype("float32"))
     shutil.rmtree(model / "gpt")
@@ -238,11 +249,11 @@ def test_info_names_every_component(converted, capsys):
     assert "run `indextts-jax convert` on it" in capsys.readouterr().err
 
 
-def test_info_verifies_a_model(converted, tmp_path, capsys):
-    assert run("info", converted, "--verify") == 0
+def test_info_verifies_a_model(official, tmp_path, capsys):
+    assert run("info", official, "--verify") == 0
     assert capsys.readouterr().out.endswith("every file is as it was written\n")
     model = tmp_path / "model"
-    shutil.copytree(converted, model)
+    shutil.copytree(official, model)
     damaged = [model / "bpe.model", max((model / "gpt").rglob("*"), key=lambda path: path.stat().st_size)]
     for path in damaged:
         content = bytearray(path.read_bytes())
@@ -360,9 +371,8 @@ def test_loudness_without_its_library_is_one_line(converted, tmp_path, capsys, m
 
 
 def test_random_weights_need_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        config, "from_yaml", lambda settings: tiny.cfg
-    )  # it would take official sizes where it is silent
+    # It would take official sizes where it is silent.
+    monkeypatch.setattr(config, "from_yaml", lambda settings: replace(tiny.cfg, bigvgan=small.VOCODER))
     out = tmp_path / "out.wav"
     arguments = ["--voice", VOICE, "--text", "a test", "--output", out, "--max-codes", 8, "--steps", 2]
     assert run("speak", "--random-init", FIXTURES / "tiny" / "config.yaml", *arguments) == 0

@@ -26,6 +26,11 @@ GREEDY = Options(Sampling(beams=1, sample=False), max_codes=40, fade_ms=0)
 KEY = jax.random.key(0)
 
 
+@pytest.fixture(scope="session")
+def model(quick_model):
+    return quick_model
+
+
 def speak(model, text, voice, key=KEY, options=GREEDY, given=None, budget=120, felt=None):
     analysis = model.text.analyse(text, budget)
     [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [key], options, [felt], given and [given])
@@ -55,10 +60,10 @@ def differences(speech, arrays):
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 
-def test_three_segments_equal_reference(model, voice):
+def test_three_segments_equal_reference(official_model, voice):
     arrays = golden("en_segments")
     text = "Hello world, this is a small test. Where is the money? I do not know, please read the next sentence slowly."
-    speech = speak(model, text, voice, given=noise_of(arrays, 3), budget=24)
+    speech = speak(official_model, text, voice, given=noise_of(arrays, 3), budget=24)
     assert not differences(speech, arrays)
     starts = [(segment.start, segment.end) for segment in speech.segments]
     assert starts == [(0, 17408), (17408 + 4410, 2 * 17408 + 4410), (2 * 17408 + 8820, 3 * 17408 + 8820)]
@@ -75,24 +80,24 @@ def odd(model):
     return listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k_odd.wav"))
 
 
-def test_chinese_with_a_recorded_emotion_equals_reference(model, odd):
+def test_chinese_with_a_recorded_emotion_equals_reference(official_model, odd):
     arrays = golden("zh_greedy_emotion_audio")
     assert relative(odd.style, arrays["campplus.out"][0]) <= TOLERANCE["style of a recording"]
-    vector = feel(model.params, model.cfg, audio.load_emotion(FIXTURES / "audio" / "emotion.wav"))
+    vector = feel(official_model.params, official_model.cfg, audio.load_emotion(FIXTURES / "audio" / "emotion.wav"))
     felt = Emotion(vector=vector, alpha=0.6)
-    assert relative(resolve(model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
-    assert not differences(speak(model, CHINESE, odd, given=noise_of(arrays, 1), felt=felt), arrays)
+    assert relative(resolve(official_model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
+    assert not differences(speak(official_model, CHINESE, odd, given=noise_of(arrays, 1), felt=felt), arrays)
 
 
-def test_chinese_with_a_weighed_emotion_equals_reference(model, odd):
+def test_chinese_with_a_weighed_emotion_equals_reference(official_model, odd):
     """Three beams without sampling; from the reference's own emotion vector, and from our own, which is as near as
     the recording's style lets it be."""
     arrays, options = golden("zh_beam3_emotion_vector"), Options(Sampling(sample=False), max_codes=40, fade_ms=0)
     felt = Emotion((0.3, 0.0, 0.2, 0.0, 0.0, 0.1, 0.0, 0.1))
-    assert relative(resolve(model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
-    assert not differences(speak(model, CHINESE, odd, KEY, options, noise_of(arrays, 1), felt=felt), arrays)
+    assert relative(resolve(official_model, odd, felt), arrays["seg0.gpt.emo_vec"][0]) <= TOLERANCE["component"]
+    assert not differences(speak(official_model, CHINESE, odd, KEY, options, noise_of(arrays, 1), felt=felt), arrays)
     given = odd._replace(emotion=arrays["seg0.gpt.emo_vec"][0])
-    assert not differences(speak(model, CHINESE, given, KEY, options, noise_of(arrays, 1)), arrays)
+    assert not differences(speak(official_model, CHINESE, given, KEY, options, noise_of(arrays, 1)), arrays)
 
 
 def resolve(model, voice, felt):

@@ -304,12 +304,11 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bits(folder, tmp_path):
 
 @pytest.mark.slow
 def test_four_devices_train_as_one(folder, tmp_path):
-    (folder / "devices.yaml").write_text("data: corpus\nsteps: 3\nbatch: 4\nwarmup: 0\n")
-    for name, count in (("one", 1), ("four", 4)):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-        arguments = [*command(folder, tmp_path / name)]
-        arguments[arguments.index("--config") + 1] = str(folder / "devices.yaml")
-        subprocess.run(arguments, env={**os.environ, "XLA_FLAGS": flags}, check=True, capture_output=True)
+    run(folder, tmp_path / "one", settings=Settings("corpus", steps=3, batch=4, warmup=0))
+    (folder / "train.yaml").write_text("data: corpus\nsteps: 3\nbatch: 4\nwarmup: 0\n")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    subprocess.run(command(folder, tmp_path / "four"), env=environment, check=True, capture_output=True)
     one, four = (loop.read_log(tmp_path / name)[-1] for name in ("one", "four"))
     assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert four["gradient/repcodec"] == pytest.approx(one["gradient/repcodec"], rel=1e-4)

@@ -1,5 +1,6 @@
 """Losses and the gradient of every parameter equal autograd's on the reference's modules: debug/gradient_golden.py."""
 
+import os
 from typing import Any
 
 import jax
@@ -70,6 +71,7 @@ def test_flow(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="takes some minutes: set INDEXTTS_LONG to run it")
 def test_vocoder(tiny):
     """The last kernel's level follows the sum of the loss's slopes over all samples, and so the quiet bins at 0 Hz.
 
