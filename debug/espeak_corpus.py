@@ -26,7 +26,7 @@ SPEAKERS = "en-us", "en-gb", "en-us+f3", "en-gb+m5"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="A small corpus of synthetic speech, free of rights.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--count", type=int, default=96, metavar="N", help="sentences (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")

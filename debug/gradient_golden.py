@@ -238,13 +238,14 @@ def flow(reference: Reference, rng: np.random.Generator) -> Arrays:
             found = cfm.estimator(y, prompt, lengths, time, own, content)
             loss = (found - (mel - (1 - sigma) * z))[..., heard:].abs().mean()
         else:
-            drawn = torch.rand, torch.randn_like
+            drawing: Any = torch
+            drawn = drawing.rand, drawing.randn_like
             # It gives the prompts' lengths where the estimator takes a switch, which it ignores in training alone
             cfm.estimator.training, cfm.estimator.class_dropout_prob = True, -1.0
-            torch.rand = lambda *shape, i=i, **more: torch.full(shape[0] if shape[0] != 1 else (1,), float(t[i]))
-            torch.randn_like = lambda x, z=z: z.clone()
+            drawing.rand = lambda *shape, i=i, **more: torch.full(shape[0] if shape[0] != 1 else (1,), float(t[i]))
+            drawing.randn_like = lambda x, z=z: z.clone()
             loss, _ = cfm(mel, lengths, torch.tensor([heard]), content, own)
-            torch.rand, torch.randn_like = drawn
+            drawing.rand, drawing.randn_like = drawn
             cfm.estimator.training = False
         total, frames = total + loss * (len(mels[i]) - heard), frames + len(mels[i]) - heard
     loss = total / frames
@@ -285,7 +286,8 @@ def vocoder(reference: Reference, rng: np.random.Generator) -> Arrays:
             ours, theirs = ((x.real**2 + x.imag**2).clamp(min=1e-6).sqrt() for x in (ours, theirs))
             stft_loss = stft_loss + (theirs - ours).norm() / theirs.norm() + (theirs.log() - ours.log()).abs().mean()
         totals = totals + torch.stack([mel_loss, stft_loss / 3]) * len(row)
-    parts = dict(zip(("mel_loss", "stft_loss"), totals / sum(map(len, samples)), strict=True))
+    mel_loss, stft_loss = totals / sum(map(len, samples))
+    parts = {"mel_loss": mel_loss, "stft_loss": stft_loss}
     loss = parts["mel_loss"] + parts["stft_loss"]
     loss.backward()
     batch = {"mel": _padded(mels), "samples": _padded(samples), "lengths": _lengths(mels)}

@@ -144,7 +144,8 @@ def step(state: State, frozen: Params, rows: Any, root: Array, made: Problem) ->
     norms = {name: optax.tree.norm(tree) for name, tree in slopes.items()}
     good = jnp.isfinite(told["loss"]) & jnp.isfinite(optax.tree.norm(slopes))
     with jax.numpy_dtype_promotion("standard"):  # which Optax counts on
-        updates, changed = made.optimizer.update(slopes, state.optimizer, state.trained)
+        found = made.optimizer.update(slopes, state.optimizer, state.trained)
+        updates: Any = found[0]
         trained: Any = optax.apply_updates(state.trained, updates)
     average = state.average
     if average is not None:
@@ -160,7 +161,7 @@ def step(state: State, frozen: Params, rows: Any, root: Array, made: Problem) ->
     told |= {f"update/{name}": optax.tree.norm(tree) for name, tree in updates.items()}
     skipped = state.skipped + (~good).astype(jnp.int32)
     made_state = State(
-        state.step + 1, kept(trained, state.trained), kept(changed, state.optimizer), kept(average, state.average),
+        state.step + 1, kept(trained, state.trained), kept(found[1], state.optimizer), kept(average, state.average),
         skipped,
     )  # fmt: skip
     return made_state, {**told, "good": good, "skipped": skipped}
