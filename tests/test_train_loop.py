@@ -252,6 +252,9 @@ def test_options_and_sizes_that_do_not_fit_are_named(folder, tmp_path):
         run(folder, tmp_path / "run", "gpt", replace(SETTINGS, loss={"weight": 1}))
     with pytest.raises(Error, match="lora_targets is missing: the codec stage has none of its own"):
         run(folder, tmp_path / "run", settings=replace(SETTINGS, lora=2))
+    with pytest.raises(Error, match="no parameter is named codec"):
+        run(folder, tmp_path / "run", settings=replace(SETTINGS, train=("codec/.*",)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(folder, tmp_path, monkeypatch):

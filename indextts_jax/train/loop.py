@@ -219,7 +219,7 @@ def run(
     everywhere, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
     cfg, _ = checkpoint.read_description(model)
     described = _describe(stage, settings, corpus, model)
-    done = _open(output, described)
+    _check_folder(output, described)
 
     key, heads_key, adapters_key = jax.random.split(jax.random.key(settings.seed), 3)
     progress("loading", 0, 1, "")
@@ -235,6 +235,7 @@ def run(
     else:
         trained, frozen = split(base, patterns)
     del base
+    _make_folder(output, described)
     made = Problem(cfg, recipe, settings, optimizer(settings))
     state: State = jax.jit(lambda tree: begin(tree, made), out_shardings=everywhere)(trained)
     del trained
@@ -252,7 +253,7 @@ def run(
         stream = batches.stream(
             corpus, recipe.collate, settings.batch, settings.seed, first, settings.steps, process, processes
         )
-        journal = _Journal(output, settings, done)
+        journal = _Journal(output, settings)
         for number, batch in zip(range(first, settings.steps), stream, strict=True):
             progress("training", number, settings.steps, journal.note)
             rows = jax.tree.map(lambda leaf: _placed(leaf, settings.accumulate, by_rows), batch.rows)
@@ -322,38 +323,39 @@ def _describe(stage: str, settings: Settings, corpus: Corpus, model: Path) -> di
     }  # fmt: skip
 
 
-def _open(output: Path, described: dict[str, Any]) -> bool:
-    """Make the folder of a run, or see that it is that of this run: -> whether it was there. Raises Error."""
-    described = json.loads(json.dumps(described))
+def _check_folder(output: Path, described: dict[str, Any]) -> None:
+    """See that a folder is free for a run, or holds it already. Raises Error and FileError."""
     path = output / RUN
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text("utf-8"))
-            wrong = [n for n in ("stage", "corpus", "model") if before[n] != described[n]]
-            old, new = before["settings"], described["settings"]
-            wrong += [n for n in {**old, **new} if n not in FREE and old.get(n) != new.get(n)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Error(f"{path}: damaged ({shown(error)}); train into another folder") from None
-        if wrong:
-            raise Error(
-                f"{output}: holds a run with another {wrong[0]}; give what it was begun with, or choose another folder"
-            )
-        if described["settings"]["steps"] != before["settings"]["steps"]:
-            old, new = before["settings"]["steps"], described["settings"]["steps"]
-            log.warning("steps is %s, and was %s: the learning rate goes on along the new curve", new, old)
-        files.write_whole(path, json.dumps(described, indent=1).encode())
-        return True
-    if output.is_dir() and any(output.iterdir()):
-        raise FileError(f"{output}: is not empty, and no run of training; choose another folder")
-    if not output.parent.is_dir():
-        raise Error(f"{output.parent}: no such folder, so {output.name} cannot be made there; create it first")
+    if not path.is_file():
+        if output.is_dir() and any(output.iterdir()):
+            raise FileError(f"{output}: is not empty, and no run of training; choose another folder")
+        if not output.parent.is_dir():
+            raise Error(f"{output.parent}: no such folder, so {output.name} cannot be made there; create it first")
+        return
+    described = json.loads(json.dumps(described))
     try:
-        output.mkdir(exist_ok=True)
-        (output / SAMPLES).mkdir(exist_ok=True)
+        before = json.loads(path.read_text("utf-8"))
+        wrong = [n for n in ("stage", "corpus", "model") if before[n] != described[n]]
+        old, new = before["settings"], described["settings"]
+        wrong += [n for n in {**old, **new} if n not in FREE and old.get(n) != new.get(n)]
+        steps = old["steps"], new["steps"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Error(f"{path}: damaged ({shown(error)}); train into another folder") from None
+    if wrong:
+        raise Error(
+            f"{output}: holds a run with another {wrong[0]}; give what it was begun with, or choose another folder"
+        )
+    if steps[0] != steps[1]:
+        log.warning("steps is %s, and was %s: the learning rate goes on along the new curve", *steps[::-1])
+
+
+def _make_folder(output: Path, described: dict[str, Any]) -> None:
+    """Make the folder of a run, and say in it what is trained. Raises FileError."""
+    try:
+        (output / SAMPLES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{output}: cannot be made ({reason(error)}); choose another place") from None
-    files.write_whole(path, json.dumps(described, indent=1).encode())
-    return False
+    files.write_whole(output / RUN, json.dumps(described, indent=1).encode())
 
 
 def _manager(output: Path, settings: Settings) -> ocp.CheckpointManager:
@@ -398,7 +400,7 @@ def _restore(manager: ocp.CheckpointManager, number: int, like: State) -> State:
 class _Journal:
     """Collects what steps tell, and writes it: without waiting for the device at every step."""
 
-    def __init__(self, output: Path, settings: Settings, going_on: bool):
+    def __init__(self, output: Path, settings: Settings):
         self._path, self._settings = output / LOG, settings
         self._kept: list[tuple[int, dict[str, Array], batches.Batch]] = []
         self._since, self._in_a_row = time.monotonic(), 0
