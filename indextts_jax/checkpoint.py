@@ -48,9 +48,13 @@ class ModelError(Error):
 
 def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
     """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises FileError."""
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=_CONCURRENT_GB)
+    # One process of several writes by itself, and Orbax is to wait for no other.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
+    own: Any = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=_CONCURRENT_GB, **own)
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, **own) as checkpointer:
             checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
     except ValueError as error:  # which is what a full disk is to TensorStore; the last part of its text says so
         interrupts.check()

@@ -51,9 +51,7 @@ def run(options: argparse.Namespace) -> None:
     check_plot(options.plot)
     options.dtype = None
     if options.distributed:
-        import jax
-
-        jax.distributed.initialize()
+        _join_cluster()
 
     from indextts_jax import files
     from indextts_jax.cli.shared import configure_jax
@@ -75,3 +73,18 @@ def run(options: argparse.Namespace) -> None:
         skipped = f", {done.skipped} batches skipped" if done.skipped else ""
         loss = "" if done.loss is None else f", loss {done.loss:.4f}"
         print(f"{done.written}: {done.steps} steps{loss}{skipped}", flush=True)
+
+
+def _join_cluster() -> None:
+    """Before JAX looks for devices."""
+    import jax
+
+    from indextts_jax.errors import Error, shown
+
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise Error(
+            f"--distributed: JAX finds no other processes ({shown(error)}); start it under SLURM, Kubernetes or MPI, "
+            "or on TPUs"
+        ) from None

@@ -215,6 +215,8 @@ def run(
         raise Error(
             f"batch is {settings.batch}, which is no multiple of {len(devices)} devices × {settings.accumulate}"
         )
+    if settings.speak and jax.process_count() > 1:
+        raise Error("speak is for one process; leave it out with --distributed, and speak with what comes of the run")
     mesh = Mesh(devices, ("data",))
     everywhere, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
     cfg, _ = checkpoint.read_description(model)
@@ -235,7 +237,10 @@ def run(
     else:
         trained, frozen = split(base, patterns)
     del base
-    _make_folder(output, described)
+    process, processes = jax.process_index(), jax.process_count()
+    if process == 0:
+        _make_folder(output, described)
+    _together("folder")
     made = Problem(cfg, recipe, settings, optimizer(settings))
     state: State = jax.jit(lambda tree: begin(tree, made), out_shardings=everywhere)(trained)
     del trained
@@ -249,7 +254,6 @@ def run(
         _cut_log(output, first)
         speaker = _Speaker(settings, folder, model, output) if settings.speak else None
         advance = jax.jit(lambda state, frozen, rows, root: step(state, frozen, rows, root, made), donate_argnums=0)
-        process, processes = jax.process_index(), jax.process_count()
         stream = batches.stream(
             corpus, recipe.collate, settings.batch, settings.seed, first, settings.steps, process, processes
         )
@@ -274,7 +278,16 @@ def run(
         manager.close()
     progress("writing", settings.steps, settings.steps, journal.note)
     written = _write(output, model, cfg, made, state, frozen)
+    _together("written")
     return Trained(int(state.step), int(state.skipped), journal.loss, written)
+
+
+def _together(what: str) -> None:
+    """Wait until every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
 
 
 def _kept(state: State) -> Any:
@@ -540,6 +553,8 @@ def _write(output: Path, model: Path, cfg: Config, made: Problem, state: State, 
     import shutil
 
     kept = jax.device_get(_kept(state))
+    if jax.process_index() > 0:
+        return output / (ADAPTERS if made.settings.lora else MODEL)
     if made.settings.lora:
         lora.save(output / ADAPTERS, Lora(kept, made.settings.lora_scale))
         return output / ADAPTERS
