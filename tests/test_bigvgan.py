@@ -1,5 +1,6 @@
 """BigVGAN: its filter, its sine, and padding changes nothing. Parity: test_validate.py."""
 
+import os
 from functools import partial
 
 import jax
@@ -99,12 +100,13 @@ def tpu(monkeypatch):
     return switch
 
 
+LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 # Rows, frames, channels and a cut; where the rows end: in their last segment, in another, close to its edges
 CUTS = [
-    (2, 260, 8, Cut(20, 5), [260, 131]),
+    pytest.param(2, 260, 8, Cut(20, 5), [260, 131], marks=LONG),
     (2, 200, 12, Cut(8, 2), [157, 161]),
     (8, 40, 4, Cut(), [40, 1, 17, 40, 2, 3, 30, 39]),
-    (1, 60, 4, Cut(8, 1), [51]),  # segments without a frame
+    pytest.param(1, 60, 4, Cut(8, 1), [51], marks=LONG),  # segments without a frame
 ]
 
 

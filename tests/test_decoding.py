@@ -249,7 +249,11 @@ def row(drawn, i):
     return jax.tree.map(lambda a: a[i], drawn)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(sample=False), Sampling()])
+LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
+OTHERS = [pytest.param(sampling, marks=LONG) for sampling in (SAMPLED, Sampling(sample=False))]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(), *OTHERS])
 def test_one_program_draws_the_same(sampling):
     """`decode`, compiled as a whole, under vmap over keys and with parameters of numpy, equals `generate`."""
     params, cfg, limit = with_stop_bias(parameters("gpt", GPT), GPT, 0.5), GPT, 13

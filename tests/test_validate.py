@@ -1,6 +1,7 @@
 """Every stage against the reference on every golden file, that a scaled weight is named, and the command itself."""
 
 import json
+import os
 import re
 import zlib
 from dataclasses import replace
@@ -47,7 +48,14 @@ def case(model, name, converted=None):
     return Case(model, Golden(golden(name)), converted and (lambda: checkpoint.load_reader(converted, "float32")))
 
 
-PAIRS = [(name, stage) for name, stages in COMPARED.items() for stage in STAGES if stage in stages]
+# From files to samples the command line and the pipeline are compared, too; here it takes a minute and a half.
+LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="takes long: set INDEXTTS_LONG to run it")
+PAIRS = [
+    pytest.param(name, stage, marks=LONG if stage == "end-to-end" else ())
+    for name, stages in COMPARED.items()
+    for stage in STAGES
+    if stage in stages
+]
 
 
 @pytest.mark.parametrize(("name", "stage"), PAIRS)
