@@ -17,8 +17,7 @@ from indextts_jax.convert import conditioner, gpt, rest, s2mel
 from indextts_jax.convert.table import is_unused, unfill
 from indextts_jax.convert.tensors import CheckpointError, Tensors
 from indextts_jax.convert.writer import Stored, Writer
-from indextts_jax.errors import NotFound
-from indextts_jax.files import FileError, reason, whole_file
+from indextts_jax.files import FileError, make_folder, whole_file
 
 _CONVERTERS: dict[str, ModuleType] = {"conditioner": conditioner, "gpt": gpt, "s2mel": s2mel}
 
@@ -56,12 +55,7 @@ def export(
     for file in FILES:
         if os.path.lexists(path := out / file.name) and not force:
             raise FileError(f"{path}: exists already; add --force to replace it, or choose another folder")
-    if not out.parent.is_dir():
-        raise NotFound(f"{out.parent}: no such folder, so {out.name} cannot be made there; create it first")
-    try:
-        out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{out}: cannot be made ({reason(error)}); choose another place") from None
+    make_folder(out)
     written = []
     for file in FILES:
         written.append(_write(out / file.name, file, folder, cfg, kept))

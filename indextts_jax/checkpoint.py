@@ -46,6 +46,11 @@ class ModelError(Error):
     """A converted folder that cannot be used; the message names it and says what to do."""
 
 
+def reason(error: Exception) -> str:
+    """What is wrong, of an error of Orbax or TensorStore: the last part of its text, without the source."""
+    return " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
+
+
 def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
     """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises FileError."""
     # One process of several writes by itself, and Orbax is to wait for no other.
@@ -58,16 +63,16 @@ def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
             checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))
     except ValueError as error:  # which is what a full disk is to TensorStore; the last part of its text says so
         interrupts.check()
-        reason = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
-        raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
+        why = reason(error)
+        raise FileError(f"{folder.parent}: the {component} component cannot be written there ({why})") from error
     found = {"/".join(path): leaf.shape for path, leaf in _flat(tree).items()}
     path = folder / component
     try:
         (path / _SHAPES).write_text(json.dumps({"config": config.to_dict(cfg), "shapes": found}))
         checksums.write(path, (file for file in path.rglob("*") if file.is_file()))
     except OSError as error:  # of a full disk, it would name no file
-        reason = error.strerror
-        raise FileError(f"{folder.parent}: the {component} component cannot be written there ({reason})") from error
+        why = error.strerror
+        raise FileError(f"{folder.parent}: the {component} component cannot be written there ({why})") from error
 
 
 def shapes(folder: Path, component: str, cfg: Any) -> Any:

@@ -146,6 +146,16 @@ def whole(target: Path) -> Iterator[Path]:
         temporary.remove()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder if it is not there. Raises NotFound where the one around it is missing, and FileError."""
+    if not path.parent.is_dir():
+        raise NotFound(f"{path.parent}: no such folder, so {path.name} cannot be made there; create it first")
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be made ({reason(error)}); choose another place") from None
+
+
 # ---- temporary files and folders ------------------------------------------------------------------------------------
 
 

@@ -81,11 +81,6 @@ def add(params: Params, adapters: Any, scale: Any) -> Params:
     return unflatten_dict(leaves)
 
 
-def components(adapters: Any) -> tuple[str, ...]:
-    """The components that adapters change."""
-    return tuple(sorted(adapters))
-
-
 def save(path: Path, lora: Lora) -> None:
     """Write a .safetensors file, which appears only once it is complete. Raises FileError."""
     arrays = {"/".join(path): np.asarray(array, np.float32) for path, array in _flat(lora.adapters).items()}

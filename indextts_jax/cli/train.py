@@ -2,14 +2,11 @@
 
 import argparse
 import importlib.util
-import logging
 from pathlib import Path
 from typing import Any
 
 from indextts_jax.cli.options import add_common, command, number
 from indextts_jax.cli.shared import check_plot, progress_of
-
-log = logging.getLogger(__name__)
 
 STAGES = {
     "gpt": "text to codes, with its conditioners",

@@ -157,7 +157,3 @@ class Corpus:
     def characters(self) -> tuple[str, ...]:
         """All characters of the texts, in order: what the semantic encoder is trained to tell apart."""
         return tuple(sorted({character for line in self.lines for character in line.text}))
-
-    @property
-    def seconds(self) -> float:
-        return sum(line.seconds for line in self.lines)

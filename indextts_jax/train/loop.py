@@ -36,7 +36,7 @@ from jax.sharding import PartitionSpec as P
 from indextts_jax import checkpoint, files, interrupts, lora, models
 from indextts_jax.config import Config
 from indextts_jax.errors import Error, shown
-from indextts_jax.files import FileError, reason
+from indextts_jax.files import FileError
 from indextts_jax.lora import Lora
 from indextts_jax.models import Params
 from indextts_jax.train import batches, recipes
@@ -364,10 +364,8 @@ def _check_folder(output: Path, described: dict[str, Any]) -> None:
 
 def _make_folder(output: Path, described: dict[str, Any]) -> None:
     """Make the folder of a run, and say in it what is trained. Raises FileError."""
-    try:
-        (output / SAMPLES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{output}: cannot be made ({reason(error)}); choose another place") from None
+    files.make_folder(output)
+    files.make_folder(output / SAMPLES)
     files.write_whole(output / RUN, json.dumps(described, indent=1).encode())
 
 
@@ -383,7 +381,7 @@ def _save(manager: ocp.CheckpointManager, number: int, state: State, output: Pat
         manager.save(number, args=ocp.args.StandardSave(_tree(state)))
     except (OSError, ValueError) as error:  # ValueError is what a full disk is to TensorStore
         interrupts.check()
-        said = " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
+        said = checkpoint.reason(error)
         kept = manager.latest_step()
         where = "no checkpoint is there yet" if kept in (None, number) else f"that of step {kept} is whole"
         raise FileError(f"{output / CHECKPOINTS}: step {number} cannot be saved ({said}); {where}") from error

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indextts_jax import audio, features, hearing, interrupts, manifest, voice
-from indextts_jax.errors import Error, NotFound, short
-from indextts_jax.files import FileError, reason
+from indextts_jax.errors import Error, short
+from indextts_jax.files import make_folder
 from indextts_jax.manifest import Problem
 from indextts_jax.model import Model
 from indextts_jax.models import campplus, repcodec
@@ -63,18 +63,13 @@ def prepare(
     model: COMPONENTS of it at least. batch: recordings that are encoded side by side. Raises Error where no row can be
     used, and NotFound and FileError.
     """
-    if not out.parent.is_dir():
-        raise NotFound(f"{out.parent}: no such folder, so {out.name} cannot be made there; create it first")
     found = list(rows(path, model.text, model.cfg.gpt.most_texts))
     problems = [row for row in found if isinstance(row, Problem)]
     good = [row for row in found if isinstance(row, Row)]
     if not good:
         more = f"line {problems[0].line}: {problems[0].message}" if problems else "it holds no rows"
         raise Error(f"{path}: no row can be used; {more}")
-    try:
-        out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{out}: cannot be made ({reason(error)}); choose another place") from None
+    make_folder(out)
     digest = hearing.model_digest(model_folder)
     utterances, seconds, kept = 0, 0.0, 0
     shards = range(0, len(good), SHARD)

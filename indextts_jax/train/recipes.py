@@ -101,12 +101,12 @@ def vocoder_rows(corpus: Corpus, chosen: Chosen) -> losses.VocoderBatch:
     """A part of CROP frames of each recording; a shorter one is padded."""
     own = chosen.numbers[chosen.own]
     starts = batches.crops([corpus.lines[i].frames for i in chosen.numbers], CROP, chosen)[chosen.own]
-    mels = [corpus.array(i, "mel") for i in own]
+    mels, recordings = ([corpus.array(i, field) for i in own] for field in ("mel", "samples"))
     # Of the samples as they are, so that a frame of mel and its samples lie side by side.
-    hops = [round(len(corpus.array(i, "samples")) / len(mel)) for i, mel in zip(own, mels, strict=True)]
+    hops = [round(len(samples) / len(mel)) for samples, mel in zip(recordings, mels, strict=True)]
     samples = [
-        corpus.array(i, "samples")[start * hop : (start + CROP) * hop].astype(np.float32) / 32767
-        for i, start, hop in zip(own, starts, hops, strict=True)
+        recording[start * hop : (start + CROP) * hop].astype(np.float32) / 32767
+        for recording, start, hop in zip(recordings, starts, hops, strict=True)
     ]
     mel, lengths = padded([mel[start : start + CROP] for mel, start in zip(mels, starts, strict=True)], CROP)
     return losses.VocoderBatch(mel, padded(samples, CROP * hops[0])[0], lengths)
