@@ -1,8 +1,10 @@
 """Strict dtype and rank promotion, and the tiny checkpoint, converted once per run."""
 
 import gc
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,13 @@ def quick(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def quick_model(quick: Path) -> Model:
     return load(quick)
+
+
+@pytest.fixture(autouse=True)
+def levels() -> Iterator[None]:
+    """What a command logs, --quiet or --verbose, is no matter of the tests that follow."""
+    yield
+    logging.getLogger("indextts_jax").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,7 +10,7 @@ import pytest
 from debug.golden import TOLERANCE, relative
 from indextts_jax.config import read_yaml
 from indextts_jax.convert import bigvgan as converter
-from indextts_jax.models import bigvgan, bigvgan_kernel
+from indextts_jax.models import bigvgan, bigvgan_kernel, layers
 from indextts_jax.models.bigvgan import Cut
 from indextts_jax.models.layers import zero_padding
 from tests.small import BIGVGAN, normal, parameters
@@ -93,6 +93,7 @@ def tpu(monkeypatch):
 
     def switch(cut: Cut) -> None:
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, tpu, default: tpu(*inputs))
+        monkeypatch.setattr(layers, "_elsewhere", lambda *inputs, plain, tiled: tiled(*inputs))
         for name, kernel in kernels.items():
             monkeypatch.setattr(bigvgan_kernel, name, kernel)
         monkeypatch.setattr(bigvgan, "tiles", lambda *sizes: cut)

@@ -38,6 +38,7 @@ LANES = 128  # the last axis of a TPU's tile
 INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "top_k")
 
 # The targets of custom calls, each with the reason why it may stay.
+PARTS = ("layers._alike", "bigvgan.activate")  # jitted so that they are traced once where they are used repeatedly
 CALLS = {"tpu_custom_call": "on TPUs alone, the kernels of BigVGAN and of the flow: models/*_kernel.py"}
 
 
@@ -168,13 +169,13 @@ PARTIAL = {
 
 
 def jitted() -> dict[str, Any]:
-    """Every jitted function of the package by name, but kernels, which lie within others and are for one platform."""
+    """Every jitted function of the package by name, but kernels and parts, which lie within others."""
     found = {}
     for module in pkgutil.walk_packages(indextts_jax.__path__, "indextts_jax."):
         if module.name.endswith("_kernel"):
             continue
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, jax.stages.Wrapped):
+            if isinstance(value, jax.stages.Wrapped) and name(value) not in PARTS:
                 found[name(value)] = value
     return found
 

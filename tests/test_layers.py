@@ -1,5 +1,6 @@
 """Edges, masks, norms and attention against their definitions, written row by row in numpy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ def ragged(lengths, channels=3):
     return x
 
 
-@pytest.mark.parametrize(("left", "right"), [(2, 2), (4, 1), (0, 3)])
+@pytest.mark.parametrize(("left", "right"), [(2, 2), (4, 1), (0, 3), (2, 6)])
 @pytest.mark.parametrize(("mode", "numpy_mode"), [("zeros", "constant"), ("replicate", "edge"), ("reflect", "reflect")])
 def test_pad_edges_pads_each_row_at_its_own_ends(mode, numpy_mode, left, right):
     """From the shortest rows allowed to full ones; also that the gradient is that of the rows alone."""
@@ -214,3 +215,73 @@ def test_attention_to_a_cache_equals_attention(groups, dtype):
     tolerance = 2 * float(jnp.finfo(jnp.bfloat16).eps) if dtype == jnp.bfloat16 else 1e-6
     for found in (y, in_blocks):
         np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(expected, np.float64), atol=tolerance)
+
+
+# ---- forms and parts ------------------------------------------------------------------------------------------------
+
+
+def test_a_form_for_tpus_is_not_traced_elsewhere():
+    def tiled(x, y):
+        raise AssertionError("traced")
+
+    form = layers.on_tpu(tiled, lambda x, y: jnp.sin(x) * y["scale"])
+    x, y = normal(0, 3, 4), {"scale": normal(1, 3, 4)}
+    expected = np.sin(x) * y["scale"]
+    np.testing.assert_allclose(form(x, y), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(form)(x, y), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(form, (0, {"scale": 0}))(x, y), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(form, (1, None), 1)(x, {"scale": y["scale"][:, 0]}),
+                               np.sin(x) * y["scale"][:, :1], rtol=1e-6)  # fmt: skip
+
+
+def test_a_program_for_tpus_has_their_form():
+    form = jax.jit(lambda x: layers.on_tpu(jnp.cos, jnp.sin)(x))
+    for platform, has, has_not in (("tpu", "cosine", "sine "), ("cpu", "sine ", "cosine"), ("cuda", "sine ", "cosine")):
+        text = jax.export.export(form, platforms=[platform])(jax.ShapeDtypeStruct((4,), jnp.float32)).mlir_module()
+        assert f"stablehlo.{has}" in text
+        assert f"stablehlo.{has_not}" not in text
+
+
+def test_a_form_has_the_derivatives_of_the_plain_one(monkeypatch):
+    """Of what is derived for alone, in forward and in reverse; and where a TPU's form is what runs."""
+    x, scale, lengths, slope = normal(0, 4), normal(1, 4), np.arange(4), normal(2, 4)
+
+    def plain(x, scale, lengths):
+        return jnp.sin(x) * scale * lengths.astype(x.dtype)
+
+    form = layers.on_tpu(lambda x, scale, lengths: plain(x, scale, lengths) + 1, plain)
+    expected = np.cos(x) * scale * lengths
+    _, moved = jax.jvp(lambda x: form(x, scale, lengths), (x,), (slope,))
+    np.testing.assert_allclose(moved, expected * slope, rtol=1e-6)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, tpu, default: tpu(*inputs))
+    y, pull = jax.vjp(lambda x: form(x, scale, lengths), x)
+    np.testing.assert_allclose(y, plain(x, scale, lengths) + 1, rtol=1e-6)
+    np.testing.assert_allclose(pull(slope)[0], expected * slope, rtol=1e-6)
+
+
+def test_parts_that_are_alike_are_traced_once():
+    traced = []
+
+    class Part(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            traced.append(x.shape)
+            return jnp.tanh(nn.Dense(x.shape[1])(x))
+
+    class Whole(nn.Module):
+        shared: bool
+
+        @nn.compact
+        def __call__(self, x):
+            for i in range(5):
+                one = Part(parent=None)
+                x = layers.alike(self, f"part_{i}", one, x) if self.shared else Part(name=f"part_{i}")(x)
+            return x
+
+    x = normal(0, 2, 3)
+    variables = Whole(True).init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, Whole(False).init(jax.random.key(0), x))
+    traced.clear()
+    y = jax.jit(Whole(True).apply)(variables, x)
+    assert traced == [(2, 3)]
+    np.testing.assert_array_equal(y, jax.jit(Whole(False).apply)(variables, x))

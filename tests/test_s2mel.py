@@ -12,7 +12,7 @@ from debug.golden import TOLERANCE, golden, relative
 from indextts_jax import buckets
 from indextts_jax.config import read_yaml
 from indextts_jax.convert import s2mel as converter
-from indextts_jax.models import s2mel, s2mel_kernel
+from indextts_jax.models import layers, s2mel, s2mel_kernel
 from indextts_jax.models.s2mel import S2MelConfig
 from tests.small import RENDERER, S2MEL, normal, parameters
 
@@ -272,6 +272,7 @@ def tpu(monkeypatch):
 
     def switch() -> None:
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, tpu, default: tpu(*inputs))
+        monkeypatch.setattr(layers, "_elsewhere", lambda *inputs, plain, tiled: tiled(*inputs))
         for name, kernel in kernels.items():
             monkeypatch.setattr(s2mel_kernel, name, kernel)
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from indextts_jax.models import bigvgan_kernel
-from indextts_jax.models.layers import apply, enter, pad_edges, with_gradient_of, zero_padding
+from indextts_jax.models.layers import apply, enter, on_tpu, pad_edges, zero_padding
 
 _TAPS = 12
 
@@ -158,6 +158,7 @@ def convolve(x: Array, weights: Weights, dilation: int) -> Array:
     return y + bias[None, None]
 
 
+@jax.jit  # traced once for all that have the same shape
 def activate(xs: list[Array], snakes: Snakes, lengths: Array) -> list[Array]:
     """x + sin²(αx) / β at twice the rate, float32 inside: J of [B, HALO + T + HALO, C] -> J of [B, T, C].
 
@@ -326,8 +327,7 @@ class Stage(nn.Module):
             > bigvgan_kernel.NEAR
         ):
             return plain(x, lengths, snakes, weights)
-        kernels = with_gradient_of(plain, tiled)
-        return jax.lax.platform_dependent(x, lengths, snakes, weights, tpu=kernels, default=plain)
+        return on_tpu(tiled, plain)(x, lengths, snakes, weights)
 
 
 class Upsample(nn.Module):
@@ -359,8 +359,7 @@ class Activation(Constants):
     """A single activation of rows: [1, B, T, C], lengths [B] -> the same."""
 
     def __call__(self, x: Array, lengths: Array) -> Array:  # type: ignore[override]
-        kernels = with_gradient_of(alone, _alone_in_tiles)
-        return jax.lax.platform_dependent(x[0], lengths, super().__call__(), tpu=kernels, default=alone)[None]
+        return on_tpu(_alone_in_tiles, alone)(x[0], lengths, super().__call__())[None]
 
 
 class Generator(nn.Module):

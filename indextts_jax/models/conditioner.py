@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax.models.layers import Depthwise, LayerNorm, RMSNorm, apply, attend, enter, pad_edges, valid
+from indextts_jax.models.layers import Depthwise, LayerNorm, RMSNorm, alike, apply, attend, enter, pad_edges, valid
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Conformer(nn.Module):
         lengths = (lengths - 1) // 2
         mask = valid(lengths, x.shape[1])[:, None, None, :]  # [B, N, Q, K]
         for i in range(self.cfg.layers):
-            x = Block(self.cfg, name=f"layer_{i}")(x, lengths, mask)
+            x = alike(self, f"layer_{i}", Block(self.cfg, parent=None), x, lengths, mask)
         return LayerNorm(name="norm")(x), lengths
 
 

@@ -17,7 +17,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Dense, LayerNorm, apply, attend, attend_cached, multiply, precision_of, valid
+from indextts_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    alike,
+    apply,
+    attend,
+    attend_cached,
+    multiply,
+    precision_of,
+    valid,
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,8 @@ class Decoder(nn.Module):
             if self.remat:
                 x = _again(self.cfg, self.variables["params"][f"layer_{i}"], x, mask)
                 continue
-            x, cache = Block(self.cfg, name=f"layer_{i}")(x, mask, caches[i] if caches else None, slot)
+            block, own = Block(self.cfg, parent=None), caches[i] if caches else None
+            x, cache = alike(self, f"layer_{i}", block, x, mask, own, slot)
             new.append(cache)
         return LayerNorm(name="final_norm")(LayerNorm(name="norm")(x)), tuple(new)
 

@@ -8,13 +8,15 @@ Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head widt
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
 
 
 def valid(lengths: Array, frames: int) -> Array:
@@ -61,21 +63,85 @@ def apply(module: nn.Module, params: Any, *inputs: Any) -> Any:
         return module.apply({"params": params}, *inputs)
 
 
-def with_gradient_of(plain: Callable[..., Any], tiled: Callable[..., Any]) -> Callable[..., Any]:
-    """A TPU's own kernel, differentiated as the plain form that it equals."""
+def alike(parent: nn.Module, name: str, child: nn.Module, *inputs: Any) -> Any:
+    """`child`, made with parent=None, as that part of `parent`: traced once for all parts that are equal.
+
+    Children that differ in their weights alone are one function, which XLA gets once and puts where it is called.
+    """
+    if parent.is_initializing():
+        return child.clone(parent=parent, name=name)(*inputs)
+    return _alike(child, parent.variables["params"][name], *inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _alike(module: nn.Module, params: Any, *inputs: Any) -> Any:
+    return module.apply({"params": params}, *inputs)
+
+
+def on_tpu(tiled: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
+    """`plain`, in whose place a program for TPUs computes `tiled`, which equals it; both give one array.
+
+    As jax.lax.platform_dependent, which traces every form wherever it runs: here the kernels are traced where they are
+    compiled, and nobody else waits for that. With derivatives, a TPU's are those of the plain form.
+    """
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
-    def forward(*inputs: Any) -> Any:
-        with jax.default_matmul_precision(precision):  # gradients are traced where it may be another
-            return tiled(*inputs), inputs
+    def function(*inputs: Any) -> Array:
+        leaves, tree = jax.tree.flatten(inputs)
 
-    def backward(inputs: Any, slopes: Any) -> Any:
-        with jax.default_matmul_precision(precision):
-            return jax.vjp(plain, *inputs)[1](slopes)
+        def flat(form: Callable[..., Array]) -> Callable[..., Array]:
+            def run(*leaves: Any) -> Array:
+                with jax.default_matmul_precision(precision):  # what is traced later finds another one
+                    return form(*jax.tree.unflatten(tree, leaves))
 
-    function = jax.custom_vjp(tiled)
-    function.defvjp(forward, backward)
+            return run
+
+        return _on_tpu.bind(*leaves, plain=jax.make_jaxpr(flat(plain))(*leaves), tiled=flat(tiled))
+
     return function
+
+
+def _plainly(*inputs: Any, plain: ClosedJaxpr) -> Array:
+    return jaxpr_as_fun(plain)(*inputs)[0]
+
+
+def _elsewhere(*inputs: Any, plain: ClosedJaxpr, tiled: Callable[..., Array]) -> Array:
+    """What platforms that are not TPUs compute."""
+    return _plainly(*inputs, plain=plain)
+
+
+def _on_tpu_batched(inputs: Any, axes: Any, *, plain: ClosedJaxpr, tiled: Callable[..., Array]) -> tuple[Array, int]:
+    batched = jax.make_jaxpr(jax.vmap(partial(_plainly, plain=plain), in_axes=axes))(*inputs)
+    return _on_tpu.bind(*inputs, plain=batched, tiled=jax.vmap(tiled, in_axes=axes)), 0
+
+
+def _on_tpu_derived(
+    inputs: Any, tangents: Any, *, plain: ClosedJaxpr, tiled: Callable[..., Array]
+) -> tuple[Array, Array]:
+    form = partial(_plainly, plain=plain)
+    kernels = jax.custom_vjp(tiled)
+    kernels.defvjp(lambda *inputs: (tiled(*inputs), inputs), lambda inputs, slope: jax.vjp(form, *inputs)[1](slope))
+    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
+
+    def function(*moved: Any) -> Array:
+        whole = list(inputs)
+        for i, leaf in zip(moving, moved, strict=True):
+            whole[i] = leaf
+        return jax.lax.platform_dependent(*whole, tpu=kernels, default=form)
+
+    return jax.jvp(function, tuple(inputs[i] for i in moving), tuple(tangents[i] for i in moving))
+
+
+_on_tpu = Primitive("on_tpu")
+_on_tpu.def_impl(lambda *inputs, **forms: jax.jit(partial(_on_tpu.bind, **forms))(*inputs))
+_on_tpu.def_abstract_eval(lambda *inputs, plain, tiled: plain.out_avals[0])
+for _platform, _form in (
+    (None, lambda *inputs, **forms: _elsewhere(*inputs, **forms)),
+    ("tpu", lambda *inputs, plain, tiled: tiled(*inputs)),
+):
+    mlir.register_lowering(_on_tpu, mlir.lower_fun(_form, multiple_results=False), platform=_platform)
+batching.primitive_batchers[_on_tpu] = _on_tpu_batched
+ad.primitive_jvps[_on_tpu] = _on_tpu_derived
 
 
 def pad_edges(x: Array, lengths: Array, left: int, right: int, mode: Literal["zeros", "replicate", "reflect"]) -> Array:
@@ -99,10 +165,24 @@ def pad_edges(x: Array, lengths: Array, left: int, right: int, mode: Literal["ze
     mirrored = jnp.clip(last[:, None] - 1 - jnp.arange(right)[None, :], 0, T - 1)  # [B, right]
     tail = jnp.take_along_axis(x, mirrored[:, :, None], axis=1)
     padded = jnp.concatenate([x[:, 1 : left + 1][:, ::-1], x, jnp.zeros_like(tail)], axis=1)
-    place = jnp.arange(left + T + right)[None] - (left + lengths)[:, None]
-    for i in range(right):  # by selection: a scatter is a loop over rows on a TPU
-        padded = jnp.where((place == i)[:, :, None], tail[:, i : i + 1], padded)
-    return padded
+    write = _write_by_selection if right <= _FEW else on_tpu(_write_by_selection, _write)
+    return write(padded, tail, left + lengths)
+
+
+_FEW = 4  # frames that are written faster one by one
+
+
+def _write(x: Array, tail: Array, starts: Array) -> Array:
+    """x [B, T, C] with tail [B, R, C] from each row's own start on: starts [B]."""
+    return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(x, tail, starts)
+
+
+def _write_by_selection(x: Array, tail: Array, starts: Array) -> Array:
+    """The same: a TPU writes row by row."""
+    place = jnp.arange(x.shape[1])[None] - starts[:, None]
+    for i in range(tail.shape[1]):
+        x = jnp.where((place == i)[:, :, None], tail[:, i : i + 1], x)
+    return x
 
 
 def take(x: Array, places: Array) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Dense, RMSNorm, apply, attend_cached, dtype_of, precision_of, zero_padding
+from indextts_jax.models.layers import Dense, RMSNorm, alike, apply, attend_cached, dtype_of, precision_of, zero_padding
 
 CHUNK = 8  # steps between two looks at whether every row has stopped
 
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
     ) -> tuple[Array, tuple[LayerCache, ...]]:
         new = []
         for i in range(self.cfg.layers):
-            x, cache = Block(self.cfg, name=f"layer_{i}")(x, positions, caches[i])
+            x, cache = alike(self, f"layer_{i}", Block(self.cfg, parent=None), x, positions, caches[i])
             new.append(cache)
         return RMSNorm(self.cfg.epsilon, name="norm")(x), tuple(new)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Depthwise, LayerNorm, apply, enter, pad_edges, precision_of
+from indextts_jax.models.layers import Depthwise, LayerNorm, alike, apply, enter, pad_edges, precision_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         x = nn.Conv(self.cfg.channels, K, padding="VALID", name="embed")(x)
         x = LayerNorm(1e-6, name="norm")(x)
         for i in range(self.cfg.layers):
-            x = Block(self.cfg, name=f"layer_{i}")(x, lengths)
+            x = alike(self, f"layer_{i}", Block(self.cfg, parent=None), x, lengths)
         return nn.Dense(self.cfg.width, name="out")(LayerNorm(1e-6, name="final_norm")(x))
 
 

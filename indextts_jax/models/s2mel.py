@@ -23,15 +23,16 @@ from indextts_jax.models import s2mel_kernel
 from indextts_jax.models.layers import (
     LayerNorm,
     RMSNorm,
+    alike,
     apply,
     attend,
     by_product,
     dtype_of,
     enter,
+    on_tpu,
     pad_edges,
     take,
     valid,
-    with_gradient_of,
     zero_padding,
 )
 
@@ -234,7 +235,8 @@ class Transformer(nn.Module):
         mask = valid(lengths, x.shape[1])[:, None, None, :]
         half, skips = self.cfg.depth // 2, []
         for i in range(self.cfg.depth):
-            x = Block(self.cfg, name=f"layer_{i}")(x, c, (cos, sin), mask, skips.pop() if i > half else None)
+            block, skip = Block(self.cfg, parent=None), skips.pop() if i > half else None
+            x = alike(self, f"layer_{i}", block, x, c, (cos, sin), mask, skip)
             if i < half:
                 skips.append(x)
         return AdaptiveNorm(name="norm")(x, c)
@@ -252,8 +254,7 @@ def transform(params: dict, cfg: S2MelConfig, x: Array, c: Array, lengths: Array
     T, D = x.shape[1:]
     if not s2mel_kernel.fits(T, D, D // cfg.heads, cfg.feed_forward):
         return plain(params, x, c, lengths)
-    kernels = with_gradient_of(plain, tiled)
-    return jax.lax.platform_dependent(params, x, c, lengths, tpu=kernels, default=plain)
+    return on_tpu(tiled, plain)(params, x, c, lengths)
 
 
 def _transform_in_tiles(params: dict, cfg: S2MelConfig, x: Array, c: Array, lengths: Array) -> Array:

@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from indextts_jax.models.layers import Depthwise, LayerNorm, apply, attend, by_product, enter, pad_edges, zero_padding
+from indextts_jax.models.layers import (
+    Depthwise,
+    LayerNorm,
+    alike,
+    apply,
+    attend,
+    by_product,
+    enter,
+    pad_edges,
+    zero_padding,
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Encoder(nn.Module):
         x = nn.Dense(self.cfg.width, name="project")(x)
         x = jnp.where(seen[:, :, None], x, jnp.zeros((), x.dtype))
         for i in range(self.cfg.layers):
-            x = Block(self.cfg, name=f"layer_{i}")(x, seen, lengths)
+            x = alike(self, f"layer_{i}", Block(self.cfg, parent=None), x, seen, lengths)
         return x
 
 
