@@ -1,5 +1,6 @@
 """Strict dtype and rank promotion, and the tiny checkpoint, converted once per run."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -16,8 +17,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
+import indextts_jax.model
 from debug.golden import FIXTURES
-from indextts_jax import audio, checkpoint, convert
+from indextts_jax import audio, checkpoint, convert, warmup
 from indextts_jax.config import Config
 from indextts_jax.model import Model, load
 from indextts_jax.voice import Voice, listen
@@ -82,6 +84,26 @@ def quick(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def quick_model(quick: Path) -> Model:
     return load(quick)
+
+
+@pytest.fixture
+def at_hand(quick: Path, quick_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands get `quick_model` where they load `quick`, and compile nothing ahead of it.
+
+    Other folders are loaded as ever: so is `official`, in tests of what a command as a whole does.
+    """
+
+    def load_it(folder: Any, dtype: Any = None, *arguments: Any, **more: Any) -> Model:
+        if Path(folder) == quick and dtype in (None, "float32"):
+            return quick_model
+        return load(folder, dtype, *arguments, **more)
+
+    def compile_ahead(folder: Any, *arguments: Any) -> Any:
+        return contextlib.nullcontext() if Path(folder) == quick else ahead(folder, *arguments)
+
+    ahead = warmup.ahead
+    monkeypatch.setattr(indextts_jax.model, "load", load_it)
+    monkeypatch.setattr(warmup, "ahead", compile_ahead)
 
 
 @pytest.fixture(autouse=True)

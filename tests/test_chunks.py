@@ -1,5 +1,6 @@
 """A segment in chunks: beside the same codes spoken whole, and beside itself under other circumstances."""
 
+import os
 from dataclasses import replace
 
 import jax
@@ -17,6 +18,7 @@ from indextts_jax.request import Chunk, Given, Options, Request, Streaming
 from tests import small
 
 pytestmark = pytest.mark.whole
+LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 
 OPTIONS = Options(Sampling(beams=1), steps=1)
 STREAMING = Streaming(first_codes=40, hop=64, context=60)
@@ -69,7 +71,7 @@ def test_bounds_grow_up_to_the_hop(settings, expected):
 # ---- beside the whole segment ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [41, 170])
+@pytest.mark.parametrize("n", [pytest.param(41, marks=LONG), 170])
 def test_chunks_are_the_segment(system, n):
     """As long to the sample, its codes, and near its samples: a different prompt and different norms change them."""
     request = system.request(codes=n)

@@ -22,10 +22,10 @@ import soundfile
 
 import indextts_jax
 from debug.golden import FIXTURES, TOLERANCE, absolute, golden
-from indextts_jax import checkpoint, cli, config, files, loudness, models, pipeline
+from indextts_jax import audio, checkpoint, cli, config, files, loudness, models, pipeline
 from tests import small
 
-pytestmark = pytest.mark.whole
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("at_hand")]
 
 VOICE = FIXTURES / "audio" / "voice_24k.wav"
 TEXT = "Hello world, this is a small test of the speech system."
@@ -279,7 +279,7 @@ def test_voice_files_speak_like_their_recording(converted, tmp_path, capsys):
     assert run("voice", VOICE, "--model", converted, "--output", voice) == 0
     assert run("voice", voice, "--model", converted) == 0
     assert capsys.readouterr().out.count("a voice of 4.55 s; latents [32, 96]") == 2
-    options = ["--max-codes", 20, "--steps", 2, "--seed", 5]
+    options = ["--max-codes", 20, "--steps", 1, "--seed", 5]
     assert speak(converted, out, *options) == 0
     text = tmp_path / "text.txt"
     text.write_text(TEXT, "utf-8")
@@ -374,7 +374,7 @@ def test_random_weights_need_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
     # It would take official sizes where it is silent.
     monkeypatch.setattr(config, "from_yaml", lambda settings: replace(tiny.cfg, bigvgan=small.VOCODER))
     out = tmp_path / "out.wav"
-    arguments = ["--voice", VOICE, "--text", "a test", "--output", out, "--max-codes", 8, "--steps", 2]
+    arguments = ["--voice", VOICE, "--text", "a test", "--output", out, "--max-codes", 8, "--steps", 1]
     assert run("speak", "--random-init", FIXTURES / "tiny" / "config.yaml", *arguments) == 0
     assert out.is_file()
     assert "random weights: the output is noise" in capsys.readouterr().err
@@ -574,7 +574,7 @@ def test_no_input_is_overwritten(converted, tmp_path, capsys):
 def test_what_exists_is_replaced_only_with_force(converted, tmp_path, capsys):
     out = tmp_path / "out.wav"
     out.write_bytes(b"before")
-    base = ["speak", "--model", converted, "--voice", VOICE, "--text", TEXT, "-o", out, "--max-codes", 20, "--steps", 2]
+    base = ["speak", "--model", converted, "--voice", VOICE, "--text", TEXT, "-o", out, "--max-codes", 20, "--steps", 1]
     assert run(*base) == 1
     assert f"--output {out}: exists already; add --force" in capsys.readouterr().err
     assert out.read_bytes() == b"before"
@@ -625,7 +625,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(converted, tmp_path
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files._Temporary, "write", full)
-    assert speak(converted, out, "--max-codes", 20, "--steps", 2) == 1
+    assert speak(converted, out, "--max-codes", 20, "--steps", 1) == 1
     assert "out.wav: No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
     assert out.read_bytes() == b"before"
@@ -672,16 +672,16 @@ def test_where_an_expected_failure_came_from(converted, tmp_path, capsys, monkey
 
 def test_a_long_recording_is_cut_and_said_so(converted, model, tmp_path, capsys, monkeypatch):
     """And of another place in it, another voice is heard."""
-    monkeypatch.setattr(cli.voice, "load_model", lambda *_: model)
+    monkeypatch.setattr(audio, "MAX_SECONDS", 5)  # of which the programs are compiled already
     rng = np.random.default_rng(0)
-    path = write_sound(tmp_path / "long.wav", rng.normal(size=8000 * 40) * 0.1, 8000)
+    path = write_sound(tmp_path / "long.wav", rng.normal(size=8000 * 12) * 0.1, 8000)
     voices = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    for out, start in zip(voices, ("0", "20"), strict=True):
+    for out, start in zip(voices, ("0", "6"), strict=True):
         assert run("voice", path, "--model", converted, "-o", out, "--start", start) == 0
         printed = capsys.readouterr()
-        assert f"{path} is longer than 15 s: only its first 15 s" in printed.err or start == "20"
-        assert "15 s" in printed.err
-        assert "a voice of 14.99 s" in printed.out
+        assert f"{path} is longer than 5 s: only its first 5 s" in printed.err or start == "6"
+        assert "5 s" in printed.err
+        assert "a voice of 4.99 s" in printed.out
     assert voices[0].read_bytes() != voices[1].read_bytes()
 
 

@@ -17,7 +17,7 @@ import soundfile
 from indextts_jax import growing, streaming
 from tests.test_cli import TEXT, VOICE, misused, refused, run, speak
 
-pytestmark = pytest.mark.whole
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("at_hand")]
 
 FEW = ("--greedy", "--max-codes", 100, "--steps", 1, "--first-codes", 40, "--hop", 64)
 
@@ -79,6 +79,7 @@ def test_samples_alone_to_standard_output(converted, capfdbinary, whole):
     assert lines[0].startswith("standard output: 2.00 s of audio")
 
 
+@pytest.mark.slow
 def test_a_player_that_goes(converted):
     """In a process of its own, of whose output 1000 bytes are read."""
     command = [

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import weakref
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from indextts_jax.timing import Stopwatch
 from tests import small
 
 pytestmark = pytest.mark.whole
+LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 
 OPTIONS = Options(Sampling(beams=1), max_codes=12, steps=1, fade_ms=0)
 TEXTS = ("One small test.", "Where is the money, I do not know?", "Yes.")
@@ -264,7 +266,7 @@ def test_settings_of_one_kind_share_a_batch(system, monkeypatch):
     same(together, {request.tag: system.all([request])[request.tag] for request in requests})
 
 
-@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=LONG), 2])
 def test_with_fixed_shapes_the_bits_are_the_same_whatever_stands_beside(system, monkeypatch, beams):
     """In groups, of mixed lengths: in order, backwards, alone; the codes are those of `speak`."""
     monkeypatch.setattr(scheduling, "_on_cpu", lambda params: False)

@@ -69,8 +69,15 @@ def alike(parent: nn.Module, name: str, child: nn.Module, *inputs: Any) -> Any:
     Children that differ in their weights alone are one function, which XLA gets once and puts where it is called.
     """
     if parent.is_initializing():
-        return child.clone(parent=parent, name=name)(*inputs)
-    return _alike(child, parent.variables["params"][name], *inputs)
+        params = parent.param(name, lambda key: _drawn(child, key, *inputs))
+    else:
+        params = parent.variables["params"][name]
+    return _alike(child, params, *inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _drawn(module: nn.Module, key: Array, *inputs: Any) -> Any:
+    return module.init(key, *inputs)["params"]
 
 
 @partial(jax.jit, static_argnums=0)
