@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from indextts_jax.model import Model
+from indextts_jax.models.layers import apart
 from indextts_jax.reader import Reader
 
 
@@ -120,7 +121,7 @@ class _Follower:
             first = stored[path].astype(first.dtype)
             return first if rest is None else (first, *rest)
 
-        with nn.intercept_methods(observe):
+        with nn.intercept_methods(observe), apart():
             out = self.function(params, self.cfg, *inputs, **self.static)
         return out, ours
 

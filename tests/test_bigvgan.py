@@ -92,7 +92,6 @@ def tpu(monkeypatch):
     kernels = {name: partial(getattr(bigvgan_kernel, name), interpret=True) for name in ("activate", "convolve")}
 
     def switch(cut: Cut) -> None:
-        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, tpu, default: tpu(*inputs))
         monkeypatch.setattr(layers, "_elsewhere", lambda *inputs, plain, tiled: tiled(*inputs))
         for name, kernel in kernels.items():
             monkeypatch.setattr(bigvgan_kernel, name, kernel)
@@ -113,24 +112,18 @@ CUTS = [
 
 @pytest.mark.parametrize(("B", "T", "C", "cut", "lengths"), CUTS)
 def test_segments_equal_rows(tpu, B, T, C, cut, lengths):
-    """A stage and its gradient, on segments with the kernel and on rows without it."""
-    x, ends, weigh = normal(0, B, T, C), np.array(lengths), normal(1, B, T, C)
+    """A stage, on segments with the kernel and on rows without it."""
+    x, ends = normal(0, B, T, C), np.array(lengths)
     module = bigvgan.Stage((3, 5), ((1, 3), (1, 3)))
     params = jax.jit(module.init)(jax.random.key(0), x, ends)["params"]
     params = jax.tree.map(lambda leaf: leaf + normal(leaf.size, *leaf.shape) * 0.1, params)
 
-    def result(params, x):
-        y = zero_padding(module.apply({"params": params}, x, ends), ends)
-        return (y * weigh).sum(), y
+    def result():
+        return jax.jit(lambda params, x: zero_padding(module.apply({"params": params}, x, ends), ends))(params, x)
 
-    def both():
-        (_, y), slopes = jax.jit(jax.value_and_grad(lambda *given: result(*given), (0, 1), has_aux=True))(params, x)
-        return [y, *jax.tree.leaves(slopes)]
-
-    rows = both()
+    rows = result()
     tpu(cut)
-    for ours, expected in zip(both(), rows, strict=True):
-        assert relative(ours, expected) <= TOLERANCE["block"]
+    assert relative(result(), rows) <= TOLERANCE["block"]
 
 
 def test_segments_of_several_tiles_equal_rows(tpu, monkeypatch):

@@ -242,21 +242,25 @@ def test_a_program_for_tpus_has_their_form():
         assert f"stablehlo.{has_not}" not in text
 
 
-def test_a_form_has_the_derivatives_of_the_plain_one(monkeypatch):
-    """Of what is derived for alone, in forward and in reverse; and where a TPU's form is what runs."""
+def test_a_form_has_the_derivatives_of_the_plain_one():
+    """In forward and in reverse, of a part of the inputs, for TPUs as well."""
     x, scale, lengths, slope = normal(0, 4), normal(1, 4), np.arange(4), normal(2, 4)
 
     def plain(x, scale, lengths):
         return jnp.sin(x) * scale * lengths.astype(x.dtype)
 
-    form = layers.on_tpu(lambda x, scale, lengths: plain(x, scale, lengths) + 1, plain)
+    def tiled(x, scale, lengths):
+        raise AssertionError("traced")
+
+    form = layers.on_tpu(tiled, plain)
     expected = np.cos(x) * scale * lengths
-    _, moved = jax.jvp(lambda x: form(x, scale, lengths), (x,), (slope,))
+    y, moved = jax.jvp(lambda x: form(x, scale, lengths), (x,), (slope,))
     np.testing.assert_allclose(moved, expected * slope, rtol=1e-6)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, tpu, default: tpu(*inputs))
-    y, pull = jax.vjp(lambda x: form(x, scale, lengths), x)
-    np.testing.assert_allclose(y, plain(x, scale, lengths) + 1, rtol=1e-6)
-    np.testing.assert_allclose(pull(slope)[0], expected * slope, rtol=1e-6)
+    np.testing.assert_allclose(y, plain(x, scale, lengths), rtol=1e-6)
+    gradient = jax.jit(jax.grad(lambda x, scale: (form(x, scale, lengths) * slope).sum(), (0, 1)))
+    for found, wanted in zip(gradient(x, scale), (expected * slope, np.sin(x) * lengths * slope), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    jax.export.export(gradient, platforms=["tpu"])(x, scale)
 
 
 def test_parts_that_are_alike_are_traced_once():
@@ -285,6 +289,17 @@ def test_parts_that_are_alike_are_traced_once():
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, Whole(False).init(jax.random.key(0), x))
     assert traced == [(2, 3)] * 7  # to draw the weights and to apply them, once each; and five times without
     traced.clear()
+    x = normal(1, 4, 3)
     y = jax.jit(Whole(True).apply)(variables, x)
-    assert traced == [(2, 3)]
+    assert traced == [(4, 3)]
     np.testing.assert_array_equal(y, jax.jit(Whole(False).apply)(variables, x))
+    seen = []
+
+    def see(call, given, more, context):
+        seen.append(context.module.path)
+        return call(*given)
+
+    with nn.intercept_methods(see), layers.apart():
+        again = jax.jit(lambda variables, x: Whole(True).apply(variables, x))(variables, x)
+    np.testing.assert_array_equal(y, again)
+    assert [path for path in seen if len(path) == 1] == [(f"part_{i}",) for i in range(5)]

@@ -196,24 +196,30 @@ def test_without_pauses_and_fade_the_samples_are_what_the_network_made(tiny):
 # ---- one call after another -----------------------------------------------------------------------------------------
 
 
-def test_same_key_same_audio_and_nothing_is_compiled_twice(model, voice):
-    options = Options(Sampling(beams=1), max_codes=30)
-    first = speak(model, "One small test.", voice, jax.random.key(3), options)
+@pytest.fixture(scope="module")
+def short(voice):
+    """A voice with which rendering takes a fraction of the time."""
+    return voice._replace(mel=voice.mel[:60], content=voice.content[:60])
+
+
+def test_same_key_same_audio_and_nothing_is_compiled_twice(model, short):
+    options = Options(Sampling(beams=1), max_codes=30, steps=1)
+    first = speak(model, "One small test.", short, jax.random.key(3), options)
     with Stopwatch() as watch:
-        again = speak(model, "One small test.", voice, jax.random.key(3), options)
-        speak(model, "Two other ones.", voice, jax.random.key(4), options)  # of the same buckets
+        again = speak(model, "One small test.", short, jax.random.key(3), options)
+        speak(model, "Two other ones.", short, jax.random.key(4), options)  # of the same buckets
     assert watch.programs == 0
     np.testing.assert_array_equal(first.samples, again.samples)
-    other = speak(model, "One small test.", voice, jax.random.key(4), options)
+    other = speak(model, "One small test.", short, jax.random.key(4), options)
     assert first.segments[0].codes.tolist() != other.segments[0].codes.tolist()
 
 
-def test_a_seed_is_its_key(model, voice):
-    options = Options(Sampling(beams=1), max_codes=20, steps=2)
-    speech = speak(model, "One small test.", voice, jax.random.key(3), options)
-    np.testing.assert_array_equal(speech.samples, speak(model, "One small test.", voice, 3, options).samples)
+def test_a_seed_is_its_key(model, short):
+    options = Options(Sampling(beams=1), max_codes=20, steps=1)
+    speech = speak(model, "One small test.", short, jax.random.key(3), options)
+    np.testing.assert_array_equal(speech.samples, speak(model, "One small test.", short, 3, options).samples)
     with pytest.raises(ValueError, match="implementation rbg"):
-        speak(model, "One small test.", voice, jax.random.key(3, impl="rbg"), options)
+        speak(model, "One small test.", short, jax.random.key(3, impl="rbg"), options)
 
 
 @pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="compiles everything twice: set INDEXTTS_LONG to run it")
@@ -259,7 +265,7 @@ def test_buckets_change_nothing(model, voice, monkeypatch):
 
 
 def test_given_stages_replace_their_own(model, voice):
-    options = Options(Sampling(beams=1, sample=False), max_codes=20, steps=3)
+    options = Options(Sampling(beams=1, sample=False), max_codes=20, steps=2)
     speech = speak(model, "One small test.", voice, options=options)
     [segment] = speech.segments
     by_codes = speak(model, "One small test.", voice, options=options, given=[Given(codes=segment.codes)])
@@ -302,22 +308,22 @@ def test_given_stages_replace_their_own(model, voice):
         ({"mel": np.full((3, 80), np.nan)}, "mel given for segment 1 of 1 must be finite"),
     ],
 )
-def test_what_is_given_must_fit(model, voice, monkeypatch, given, why):
+def test_what_is_given_must_fit(model, short, monkeypatch, given, why):
     """Refused before anything is drawn, in words of ours."""
     monkeypatch.setattr(scheduling, "Drawing", None)
     with pytest.raises(ValueError, match=why):
-        speak(model, "One small test.", voice, given=[Given(**given)])
+        speak(model, "One small test.", short, given=[Given(**given)])
 
 
-def test_what_is_not_finite_is_no_speech(model, voice):
+def test_what_is_not_finite_is_no_speech(model, short):
     options = Options(Sampling(beams=1, sample=False), max_codes=20, steps=1)
-    broken = voice._replace(style=np.full_like(voice.style, np.nan))
+    broken = short._replace(style=np.full_like(short.style, np.nan))
     with pytest.raises(ValueError, match="stage mel of segment 1 of 1 gave NaN"):
         speak(model, "One small test.", broken, options=options)
     weights = jax.tree.map(lambda leaf: leaf * np.nan, model.params["bigvgan"])
     damaged = replace(model, params={**model.params, "bigvgan": weights})
     with pytest.raises(ValueError, match="stage vocode of segment 1 of 1 gave NaN"):
-        speak(damaged, "One small test.", voice, given=[Given(mel=np.zeros((20, 80)))])
+        speak(damaged, "One small test.", short, given=[Given(mel=np.zeros((20, 80)))])
 
 
 SENTENCES = (
@@ -364,23 +370,23 @@ def test_a_batch_equals_its_rows_alone(stopping, voice, caplog):
 
 
 @pytest.mark.parametrize("batch", [1, 5, 8])
-def test_as_many_rows_are_drawn_as_are_asked_for(model, voice, monkeypatch, batch):
+def test_as_many_rows_are_drawn_as_are_asked_for(model, short, monkeypatch, batch):
     drawn, rendered, advance, solve = set(), [], decoding.advance, s2mel.solve
     monkeypatch.setattr(decoding, "advance", lambda *inputs: drawn.add(len(inputs[2].done)) or advance(*inputs))
     monkeypatch.setattr(s2mel, "solve", lambda *inputs: rendered.append(len(inputs[2])) or solve(*inputs))
     options = Options(Sampling(beams=1), max_codes=5, steps=1, batch=batch)
     text = model.text.analyse("One small test.")
-    pipeline.speak(model.params, model.cfg, [text] * 9, [voice] * 9, range(9), options)
+    pipeline.speak(model.params, model.cfg, [text] * 9, [short] * 9, range(9), options)
     assert drawn == {batch}
     assert rendered == [1] * 9  # on a CPU
 
 
-def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, voice, caplog):
+def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, short, caplog):
     model, text = stopping, stopping.text.analyse("One small test.")
 
     def stopped(limit, retries):
         options = Options(Sampling(beams=1), max_codes=limit, steps=1, retries=retries)
-        voices, keys = [voice] * 4, [jax.random.key(i) for i in range(4)]
+        voices, keys = [short] * 4, [jax.random.key(i) for i in range(4)]
         found = pipeline.speak(model.params, model.cfg, [text] * 4, voices, keys, options)
         return [speech.segments[0] for speech in found]
 
@@ -396,23 +402,23 @@ def test_what_meets_the_limit_is_drawn_again_if_asked(stopping, voice, caplog):
         Options(Sampling(sample=False), retries=1)
 
 
-def test_a_cut_segment_is_flagged_and_named(model, voice, caplog):
+def test_a_cut_segment_is_flagged_and_named(model, short, caplog):
     speech = speak(
-        model, "One small test.", voice, options=Options(Sampling(beams=1, sample=False), max_codes=5, steps=2)
+        model, "One small test.", short, options=Options(Sampling(beams=1, sample=False), max_codes=5, steps=1)
     )
     assert not speech.segments[0].stopped
     assert "segment 1 of 1 was cut off after 5 codes" in caplog.text
 
 
-def test_what_does_not_fit_the_model_is_refused(model, voice):
+def test_what_does_not_fit_the_model_is_refused(model, short):
     long = model.text.analyse("small test " * 150, budget=1000)
     with pytest.raises(ValueError, match="the model takes 200: use shorter segments"):
-        pipeline.speak(model.params, model.cfg, [long], [voice], [KEY])
+        pipeline.speak(model.params, model.cfg, [long], [short], [KEY])
     foreign = model.text.analyse("One small test.")._replace(segment_ids=[[700]])
     with pytest.raises(ValueError, match=r"bpe\.model belongs to another model"):
-        pipeline.speak(model.params, model.cfg, [foreign], [voice], [KEY])
+        pipeline.speak(model.params, model.cfg, [foreign], [short], [KEY])
     with pytest.raises(ValueError, match="not parallel"):
-        pipeline.speak(model.params, model.cfg, [foreign], [voice, voice], [KEY])
+        pipeline.speak(model.params, model.cfg, [foreign], [short, short], [KEY])
 
 
 @pytest.mark.parametrize(
@@ -428,15 +434,15 @@ def test_bad_options_are_refused(bad):
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.7])
-def test_a_duration_is_met_to_the_frame(model, voice, factor):
+def test_a_duration_is_met_to_the_frame(model, short, factor):
     """Silences included; the codes are those of the text without it, and the segments share by their codes."""
     options = Options(Sampling(beams=1), max_codes=20, steps=1, silence_ms=130)
     text = model.text.analyse("One small test. Where is it? Yes.", budget=9)
     assert len(text.segments) > 1
     hop, rate = model.cfg.bigvgan.hop, model.cfg.mel.rate
-    [own] = pipeline.speak(model.params, model.cfg, [text], [voice], [3], options)
+    [own] = pipeline.speak(model.params, model.cfg, [text], [short], [3], options)
     seconds = factor * len(own.samples) / rate
-    [timed] = pipeline.speak(model.params, model.cfg, [text], [voice], [3], options, duration=seconds)
+    [timed] = pipeline.speak(model.params, model.cfg, [text], [short], [3], options, duration=seconds)
     assert abs(len(timed.samples) - seconds * rate) <= hop / 2
     for a, b in zip(own.segments, timed.segments, strict=True):
         np.testing.assert_array_equal(a.codes, b.codes)
@@ -445,11 +451,11 @@ def test_a_duration_is_met_to_the_frame(model, voice, factor):
 
 
 @pytest.mark.parametrize("seconds", [0.2, 60.0])
-def test_a_duration_out_of_reach(model, voice, seconds):
+def test_a_duration_out_of_reach(model, short, seconds):
     options = Options(Sampling(beams=1), max_codes=40, steps=1)
     text = model.text.analyse("Yes.")
     with pytest.raises(Error, match=r"duration is .* s, but this text can take 0\.39 to 1\.58 s"):
-        pipeline.speak(model.params, model.cfg, [text], [voice], [3], options, duration=seconds)
+        pipeline.speak(model.params, model.cfg, [text], [short], [3], options, duration=seconds)
 
 
 @pytest.mark.parametrize("speed", [0.4, 2.1])

@@ -23,7 +23,7 @@ from indextts_jax import checkpoint, lora
 from indextts_jax.convert import rest
 from indextts_jax.errors import Error
 from indextts_jax.pipeline import Audio
-from indextts_jax.train import corpus, loop, recipes
+from indextts_jax.train import batches, corpus, loop, recipes
 from indextts_jax.train.settings import Settings, Speak
 from indextts_jax.voice import Voice, save_voice
 from tests import small
@@ -127,7 +127,26 @@ def test_what_is_trained_is_chosen_by_patterns():
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["gpt", "flow", "vocoder", "codec"])
+LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
+
+
+@pytest.mark.parametrize("stage", recipes.RECIPES)
+def test_rows_of_a_stage_are_what_its_loss_takes(folder, tmp_path, stage):
+    """Traced, and not run."""
+    recipe, key = recipes.RECIPES[stage], jax.random.key(0)
+    save_corpus(tmp_path / "corpus", hop=600 if stage in ("encoder", "speaker") else small.CONFIG.mel.hop)
+    read, (cfg, _) = corpus.Corpus(tmp_path / "corpus"), checkpoint.read_description(folder / "model")
+    params = {
+        name: checkpoint.restore(folder / "model", name, getattr(cfg, name), jnp.dtype(jnp.float32))
+        for name in recipe.components
+    }
+    params |= recipe.heads(cfg, read, folder / "model", key)
+    rows = next(batches.stream(read, recipe.collate, 4, 0, 0, 1)).rows
+    loss, _ = jax.eval_shape(lambda params, rows, key: recipe.loss(params, cfg, rows, key), params, rows, key)
+    assert (loss.shape, loss.dtype) == ((), jnp.float32)
+
+
+@pytest.mark.parametrize("stage", ["gpt", *(pytest.param(stage, marks=LONG) for stage in ("flow", "vocoder", "codec"))])
 def test_a_stage_trains(folder, tmp_path, stage):
     components = {"gpt": ("gpt", "conditioner"), "flow": ("s2mel",), "vocoder": ("bigvgan",), "codec": ("repcodec",)}
     done = run(folder, tmp_path / "run", stage, replace(SETTINGS, steps=2))
@@ -141,7 +160,7 @@ def test_a_stage_trains(folder, tmp_path, stage):
     assert np.array_equal(head, rest.read(folder / "model")["gpt"]["text_head.weight"].read()) == (stage != "gpt")
 
 
-@pytest.mark.parametrize("stage", ["encoder", "speaker"])
+@pytest.mark.parametrize("stage", ["encoder", pytest.param("speaker", marks=LONG)])
 def test_a_stage_of_recordings_trains(folder, tmp_path, stage):
     save_corpus(tmp_path / "corpus", hop=600)
     done = loop.run(stage, replace(SETTINGS, steps=2), tmp_path, folder / "model", tmp_path / "run")

@@ -6,8 +6,9 @@ float32, whatever JAX's global setting says. Norms, scores and softmax are float
 Dimensions: B batch, T time, C channels, Q queries, K keys, N heads, H head width.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial, reduce
 from typing import Any, Literal
 
@@ -63,11 +64,26 @@ def apply(module: nn.Module, params: Any, *inputs: Any) -> Any:
         return module.apply({"params": params}, *inputs)
 
 
+_apart = ContextVar("apart", default=False)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """What is traced in this context has every part in its own place: for those who look at modules as they run."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
 def alike(parent: nn.Module, name: str, child: nn.Module, *inputs: Any) -> Any:
     """`child`, made with parent=None, as that part of `parent`: traced once for all parts that are equal.
 
     Children that differ in their weights alone are one function, which XLA gets once and puts where it is called.
     """
+    if _apart.get():
+        return child.clone(parent=parent, name=name)(*inputs)
     if parent.is_initializing():
         params = parent.param(name, lambda key: _drawn(child, key, *inputs))
     else:
@@ -89,7 +105,7 @@ def on_tpu(tiled: Callable[..., Array], plain: Callable[..., Array]) -> Callable
     """`plain`, in whose place a program for TPUs computes `tiled`, which equals it; both give one array.
 
     As jax.lax.platform_dependent, which traces every form wherever it runs: here the kernels are traced where they are
-    compiled, and nobody else waits for that. With derivatives, a TPU's are those of the plain form.
+    compiled, and nobody else waits for that. With derivatives, it is the plain form on a TPU as well.
     """
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
@@ -122,19 +138,15 @@ def _on_tpu_batched(inputs: Any, axes: Any, *, plain: ClosedJaxpr, tiled: Callab
     return _on_tpu.bind(*inputs, plain=batched, tiled=jax.vmap(tiled, in_axes=axes)), 0
 
 
-def _on_tpu_derived(
-    inputs: Any, tangents: Any, *, plain: ClosedJaxpr, tiled: Callable[..., Array]
-) -> tuple[Array, Array]:
-    form = partial(_plainly, plain=plain)
-    kernels = jax.custom_vjp(tiled)
-    kernels.defvjp(lambda *inputs: (tiled(*inputs), inputs), lambda inputs, slope: jax.vjp(form, *inputs)[1](slope))
+def _on_tpu_derived(inputs: Any, tangents: Any, *, plain: ClosedJaxpr, tiled: Any) -> tuple[Array, Array]:
+    """By the plain form alone: a choice of platforms in reverse keeps all that is between, and costs four times."""
     moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
 
     def function(*moved: Any) -> Array:
         whole = list(inputs)
         for i, leaf in zip(moving, moved, strict=True):
             whole[i] = leaf
-        return jax.lax.platform_dependent(*whole, tpu=kernels, default=form)
+        return _plainly(*whole, plain=plain)
 
     return jax.jvp(function, tuple(inputs[i] for i in moving), tuple(tangents[i] for i in moving))
 

@@ -18,7 +18,7 @@ from indextts_jax.audio import sinc_kernel
 from indextts_jax.config import Config
 from indextts_jax.features import OFFICIAL_MEL, SPEECH_RATE, MelConfig
 from indextts_jax.models import Params, campplus, conditioner, w2vbert
-from indextts_jax.models.layers import valid, zero_padding
+from indextts_jax.models.layers import pad_edges, valid, zero_padding
 
 # Points of the Fourier transform, hop and window in samples: those of Parallel WaveGAN (arXiv:1910.11480)
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
@@ -45,13 +45,10 @@ def log_mel_l1(samples: Array, other: Array, lengths: Array, cfg: MelConfig = OF
 
 
 def _log_mel(samples: Array, lengths: Array, cfg: MelConfig) -> tuple[Array, Array]:
-    """`features.mel`, with edges that are gathered: selected one by one, hundreds of samples take minutes to compile in
-    reverse. Its exact products are for quiet bands, which matter less where distances are averaged."""
+    """`features.mel`, whose exact products are for quiet bands, which matter less where distances are averaged."""
     edge = (cfg.n_fft - cfg.hop) // 2
-    samples = zero_padding(samples[:, :, None], lengths)[:, :, 0]
-    place, last = jnp.abs(jnp.arange(samples.shape[1] + 2 * edge) - edge)[None], lengths[:, None] - 1
-    place = jnp.clip(last - jnp.abs(last - place), 0, samples.shape[1] - 1)  # mirrored at a row's own ends
-    frames = features.frames_of(jnp.take_along_axis(samples, place, axis=1), cfg.n_fft, cfg.hop)
+    padded = pad_edges(zero_padding(samples[:, :, None], lengths), lengths, edge, edge, "reflect")[:, :, 0]
+    frames = features.frames_of(padded, cfg.n_fft, cfg.hop)
     amplitude = jnp.sqrt(_power(frames, cfg.window, cfg.n_fft) + 1e-9)
     bands = jnp.asarray(features.slaney_filterbank(cfg), jnp.float32)
     mel = jnp.einsum("bfk,km->bfm", amplitude, bands, precision="highest")
