@@ -23,7 +23,7 @@ from indextts_jax import checkpoint, lora
 from indextts_jax.convert import rest
 from indextts_jax.errors import Error
 from indextts_jax.pipeline import Audio
-from indextts_jax.train import corpus, loop, recipes
+from indextts_jax.train import corpus, loop, stages
 from indextts_jax.train.settings import Settings, Speak
 from indextts_jax.voice import Voice, save_voice
 from tests import small
@@ -59,7 +59,7 @@ def same(a, b):
 
 
 def problem(settings=SETTINGS, loss=None):
-    recipe = recipes.RECIPES["codec"]._replace(
+    recipe = stages.RECIPES["codec"]._replace(
         loss=loss or (lambda p, cfg, rows, key: (jnp.sum(p["a"]["w"] * rows), {}))
     )
     return loop.Problem(small.CONFIG, recipe, settings, loop.optimizer(settings))
