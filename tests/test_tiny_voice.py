@@ -1,10 +1,32 @@
 """The recipe of the small voice: what of it needs no teacher and no recogniser."""
 
+import inspect
 import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from indextts_jax.train.recipes.tiny_voice import corpus, grammar
+from indextts_jax import Options, audio, checkpoint, config, features, load, text
+from indextts_jax.models import campplus
+from indextts_jax.train import settings, stages
+from indextts_jax.train.recipes.tiny_voice import corpus, grammar, model
+from indextts_jax.voice import Voice
+from tests import small
+
+PACKAGE = Path(model.__file__).parent
+# The smallest system with this vocoder's hop; its texts have room for a sentence.
+SIZES = replace(
+    small.CONFIG,
+    mel=features.MelConfig(),
+    gpt=replace(small.CONFIG.gpt, text_positions=122, code_vocabulary=22, start_code=20, stop_code=21),
+    prototypes=replace(model.SIZES.prototypes, style=6, width=16),
+    s2mel=replace(small.CONFIG.s2mel, mels=80),
+    bigvgan=small.VOCODER,
+    campplus=replace(small.CONFIG.campplus, embedding=6),
+)
 
 
 def drawn(count: int, seed: int, held_out: bool = False) -> list[str]:
@@ -63,3 +85,84 @@ def test_silence_at_the_ends_is_cut():
     assert len(cut) == 3000 + 24000 * (0.06 + 0.12)
     assert (cut[1440:4440] == 0.5).all()
     assert len(corpus.trimmed(np.zeros(10, np.float32), 24000)) == 10
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model of toy size, made of the grammar's texts and a little noise, of which nothing is measured."""
+    made = tmp_path_factory.mktemp("voice")
+    (made / "wavs").mkdir()
+    audio.write_wav(made / "wavs" / "0.wav", audio.to_int16(small.speech(1.0, 24000)), 24000)
+    rows = [{"audio": "wavs/0.wav", "text": text, "speaker": "a"} for text in drawn(300, 0)]
+    (made / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        means = np.full(80, -6.0, np.float32), np.zeros(12, np.float32), np.ones(12, np.float32)
+        patch.setattr(model, "measured", lambda params, cfg, recordings: means)
+        model.make(made, made / "model", 0, SIZES, 300)
+    return made / "model"
+
+
+def test_the_sizes_are_within_bounds():
+    config.check(model.SIZES)
+
+
+def test_the_front_end_finds_its_pieces(folder):
+    front = checkpoint.load_text(folder)
+    assert front.processor.vocab_size() <= 300
+    assert [front.processor.id_to_piece(i) for i in range(3)] == ["<s>", "</s>", "<unk>"]
+    for sentence in drawn(50, 1, held_out=True):
+        found = front.analyse(sentence)
+        assert not found.unknown
+        assert min(found.ids) > 2
+        assert found.pieces[-1] in text.STOPS
+        assert max(found.ids) < checkpoint.read_description(folder)[0].gpt.text_vocabulary
+    # Each mark is a piece of its own, and words of other letters have pieces, too.
+    found = front.analyse("Well, is Xavier-Quinn's zebra fizzy! Yes? Now.")
+    assert {",", "-", "!", "?", "."} <= set(found.pieces)
+    assert not found.unknown
+
+
+def test_the_model_speaks_codes(folder):
+    loaded = load(folder)
+    cfg = loaded.cfg
+    voice = Voice(
+        small.normal(0, cfg.conditioner.speaker.latents, cfg.gpt.width), *small.normal(1, 2, cfg.gpt.width),
+        small.normal(2, cfg.s2mel.style), small.normal(3, 20, cfg.s2mel.mels), small.normal(4, 20, cfg.s2mel.content),
+    )  # fmt: skip
+    spoken = loaded.speak("Anna found a book.", voice, seed=1, options=Options(max_codes=6, retries=5, steps=1))
+    assert np.isfinite(spoken.samples).all()
+    assert len(spoken.samples) > 0
+
+
+def test_the_vocoder_hears_nothing_in_the_mean():
+    """As it is drawn, it answers a log-mel, whose mean is some -6, with samples beyond ±1, where no gradient is."""
+    drawn = {
+        "in": {"kernel": small.normal(0, 7, 5, 4), "bias": np.ones(4, np.float32)},
+        "out": {"kernel": small.normal(1, 7, 4, 1)},
+        "stage_0": {"plain_0_0": {"kernel": np.ones(3), "bias": np.ones(2)}, "dilated_0_0": {"kernel": np.ones(3)}},
+    }
+    mean = small.normal(2, 5) - 6
+    made = model.quiet(drawn, mean)
+    first = np.einsum("kmc,m->c", made["in"]["kernel"], mean) + made["in"]["bias"]
+    np.testing.assert_allclose(first, 0, atol=1e-4)
+    assert made["stage_0"]["plain_0_0"]["kernel"].tolist() == pytest.approx([0.3] * 3)
+    assert made["stage_0"]["dilated_0_0"]["kernel"].tolist() == [1] * 3
+    assert np.abs(made["out"]["kernel"]).max() == pytest.approx(0.1 * np.abs(drawn["out"]["kernel"]).max())
+
+
+def test_one_speaker_has_one_style(folder):
+    cfg = checkpoint.read_description(folder)[0]
+    own = checkpoint.restore(folder, "campplus", cfg.campplus, np.dtype(np.float32))
+    heard = small.normal(0, 2, 30, 80)
+    one, other = campplus.embed(own, cfg.campplus, heard, np.array([30, 20]))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_settings_are_read(path):
+    assert path.stem in stages.RECIPES
+    found = settings.read(path, data="corpus")
+    assert set(found.loss) <= set(inspect.signature(stages.RECIPES[path.stem].loss).parameters)
