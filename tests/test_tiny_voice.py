@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indextts_jax import Options, audio, checkpoint, config, features, load, text
+from indextts_jax import Options, Sampling, audio, checkpoint, config, features, load, text
+from indextts_jax.errors import Error
 from indextts_jax.models import campplus
 from indextts_jax.train import settings, stages
-from indextts_jax.train.recipes.tiny_voice import corpus, grammar, model
+from indextts_jax.train.recipes.tiny_voice import assemble, corpus, grammar, measure, model
 from indextts_jax.voice import Voice
 from tests import small
 
+OPTIONS = Options(sampling=Sampling(beams=1), max_codes=6, retries=5, steps=1)
 PACKAGE = Path(model.__file__).parent
 # The smallest system with this vocoder's hop; its texts have room for a sentence.
 SIZES = replace(
@@ -96,7 +98,7 @@ def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("voice")
     (made / "wavs").mkdir()
     audio.write_wav(made / "wavs" / "0.wav", audio.to_int16(small.speech(1.0, 24000)), 24000)
-    rows = [{"audio": "wavs/0.wav", "text": text, "speaker": "a"} for text in drawn(300, 0)]
+    rows = [{"audio": "wavs/0.wav", "text": text, "speaker": "a"} for text in drawn(100, 0)]
     (made / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
         means = np.full(80, -6.0, np.float32), np.zeros(12, np.float32), np.ones(12, np.float32)
@@ -132,7 +134,7 @@ def test_the_model_speaks_codes(folder):
         small.normal(0, cfg.conditioner.speaker.latents, cfg.gpt.width), *small.normal(1, 2, cfg.gpt.width),
         small.normal(2, cfg.s2mel.style), small.normal(3, 20, cfg.s2mel.mels), small.normal(4, 20, cfg.s2mel.content),
     )  # fmt: skip
-    spoken = loaded.speak("Anna found a book.", voice, seed=1, options=Options(max_codes=6, retries=5, steps=1))
+    spoken = loaded.speak("Anna found a book.", voice, seed=1, options=OPTIONS)
     assert np.isfinite(spoken.samples).all()
     assert len(spoken.samples) > 0
 
@@ -166,3 +168,43 @@ def test_settings_are_read(path):
     assert path.stem in stages.RECIPES
     found = settings.read(path, data="corpus")
     assert set(found.loss) <= set(inspect.signature(stages.RECIPES[path.stem].loss).parameters)
+
+
+def test_one_model_is_made_of_several(folder, tmp_path):
+    changed = checkpoint.read_description(folder)[0].bigvgan
+    other = small.parameters("bigvgan", changed, seed=7)
+    checkpoint.derive(folder, tmp_path / "run", {"bigvgan": other})
+    assemble.assemble(folder, tmp_path / "whole", {"bigvgan": tmp_path / "run"})
+    found = checkpoint.restore(tmp_path / "whole", "bigvgan", changed, np.dtype(np.float32))
+    np.testing.assert_array_equal(found["in"]["kernel"], other["in"]["kernel"])
+    assert (tmp_path / "whole" / "bpe.model").read_bytes() == (folder / "bpe.model").read_bytes()
+    with pytest.raises(Error, match="gpt is none of"):
+        assemble.assemble(folder, tmp_path / "other", {"gpt": tmp_path / "run"})
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("heard", "spoken", "errors"),
+    [("a b c", "a b c", 0), ("a c", "a b c", 1), ("a x b c", "a b c", 1), ("", "a b", 2), ("c a b", "a b c", 2)],
+)
+def test_wrong_words_are_counted(heard, spoken, errors):
+    assert measure.wrong(heard.split(), spoken.split()) == errors
+
+
+def test_numbers_count_as_they_are_spoken():
+    assert measure.words("At 7 o'clock, 12 dogs.") == measure.words("at seven o'clock twelve dogs")
+
+
+def test_six_sentences_are_heard_at_once():
+    sizes = []
+
+    def recognise(samples: np.ndarray) -> str:
+        sizes.append(len(samples))
+        return "one two " * (6 if len(sizes) == 1 else 1)
+
+    found = measure.rate([np.zeros(22050, np.float32)] * 8, ["One two."] * 8, recognise)
+    assert sizes == [6 * 24000, 2 * 24000]
+    assert found == measure.Rate(2, 16)
+    assert found.percent == 12.5
