@@ -104,13 +104,13 @@ def vocoder_rows(corpus: Corpus, chosen: Chosen) -> losses.VocoderBatch:
     starts = batches.crops([corpus.lines[i].frames for i in chosen.numbers], CROP, chosen)[chosen.own]
     mels, recordings = ([corpus.array(i, field) for i in own] for field in ("mel", "samples"))
     # Of the samples as they are, so that a frame of mel and its samples lie side by side.
-    hops = [round(len(samples) / len(mel)) for samples, mel in zip(recordings, mels, strict=True)]
+    hop = corpus.hop
     samples = [
         recording[start * hop : (start + CROP) * hop].astype(np.float32) / 32767
-        for recording, start, hop in zip(recordings, starts, hops, strict=True)
+        for recording, start in zip(recordings, starts, strict=True)
     ]
     mel, lengths = padded([mel[start : start + CROP] for mel, start in zip(mels, starts, strict=True)], CROP)
-    return losses.VocoderBatch(mel, padded(samples, CROP * hops[0])[0], lengths)
+    return losses.VocoderBatch(mel, padded(samples, CROP * hop)[0], lengths)
 
 
 def codec_rows(corpus: Corpus, chosen: Chosen) -> losses.CodecBatch:
