@@ -63,14 +63,9 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def converted(official: Path) -> Path:
-    """That folder; some files of tests take `quick` for it."""
-    return official
-
-
-@pytest.fixture(scope="session")
-def quick(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a small random vocoder, which compiles in a tenth of the time: where samples are not the point."""
+def converted(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a small random vocoder, which compiles in a tenth of the time: for all that is not held against
+    the reference's samples."""
     out = tmp_path_factory.mktemp("quick") / "tiny"
     shutil.copytree(official, out)
     shutil.rmtree(out / "bigvgan")
@@ -81,26 +76,21 @@ def quick(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="session")
-def quick_model(quick: Path) -> Model:
-    return load(quick)
-
-
 @pytest.fixture
-def at_hand(quick: Path, quick_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands get `quick_model` where they load `quick`, and compile nothing ahead of it.
+def at_hand(converted: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands get `model` where they load `converted`, and compile nothing ahead of it.
 
     Other folders are loaded as ever: so is `official`, in tests of what a command as a whole does.
     """
 
     def load_it(folder: Any, dtype: Any = None, *arguments: Any, **more: Any) -> Model:
-        if Path(folder) == quick and dtype in (None, "float32"):
+        if Path(folder) == converted and dtype in (None, "float32"):
             more["progress"]("reading weights", 0, 1)
-            return quick_model
+            return model
         return load(folder, dtype, *arguments, **more)
 
     def compile_ahead(folder: Any, *arguments: Any) -> Any:
-        return contextlib.nullcontext() if Path(folder) == quick else ahead(folder, *arguments)
+        return contextlib.nullcontext() if Path(folder) == converted else ahead(folder, *arguments)
 
     ahead = warmup.ahead
     monkeypatch.setattr(indextts_jax.model, "load", load_it)
@@ -128,9 +118,9 @@ def official_model(official: Path) -> Model:
 
 
 @pytest.fixture(scope="session")
-def model(official_model: Model) -> Model:
-    """That model; some files of tests take `quick_model` for it."""
-    return official_model
+def model(converted: Path) -> Model:
+    """The one with the small vocoder, loaded once."""
+    return load(converted)
 
 
 @pytest.fixture(scope="session")

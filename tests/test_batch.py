@@ -33,16 +33,6 @@ ITEM = Item(1, "a", "A.", VOICE, 0.0, None, 0, None, None, 120, 500, Options(), 
 DEFAULTS = Defaults(voice=VOICE, beams=1, max_codes=10, steps=1, seed=3)
 
 
-@pytest.fixture(scope="session")
-def converted(quick):
-    return quick
-
-
-@pytest.fixture(scope="session")
-def model(quick_model):
-    return quick_model
-
-
 @pytest.fixture(autouse=True)
 def cache(monkeypatch):
     """Programs compiled by these tests stay out of the user's cache."""

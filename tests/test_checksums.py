@@ -82,18 +82,18 @@ def test_a_closed_file_is_no_damage(folder, monkeypatch):
     assert checksums.problems(folder) == [expected]
 
 
-def test_every_byte_of_a_model_counts(converted, tmp_path):
+def test_every_byte_of_a_model_counts(official, tmp_path):
     """debug/attack_damage.py tries more of them."""
     model = tmp_path / "model"
-    shutil.copytree(converted, model)
+    shutil.copytree(official, model)
     assert checkpoint.verify(model) == []
     assert attack_damage.missed(model, times=60) == []
     assert checkpoint.verify(model) == []
 
 
-def test_every_file_of_a_model_counts(converted, tmp_path):
+def test_every_file_of_a_model_counts(official, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(converted, model)
+    shutil.copytree(official, model)
     for path in [path for path in model.rglob("*") if path.is_file()]:
         path.rename(tmp_path / "aside")
         assert any(line.startswith(f"{path}: ") for line in checkpoint.verify(model)), path

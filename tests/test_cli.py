@@ -68,16 +68,6 @@ def differences(out: Path, saved: Path, name: str) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="session")
-def converted(quick):
-    return quick
-
-
-@pytest.fixture(scope="session")
-def model(quick_model):
-    return quick_model
-
-
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 

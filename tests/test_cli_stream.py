@@ -28,11 +28,6 @@ def cache(monkeypatch):
     monkeypatch.setenv("INDEXTTS_CACHE", jax.config.jax_compilation_cache_dir)
 
 
-@pytest.fixture(scope="session")
-def converted(quick):
-    return quick
-
-
 @pytest.fixture(scope="module")
 def whole(converted, tmp_path_factory):
     """What is streamed, spoken whole: its samples and its subtitles."""

@@ -1,5 +1,6 @@
 """The loop that draws codes: rows depend on nothing beside them, limits hold, places are given away at once."""
 
+import os
 from dataclasses import replace
 
 import jax
@@ -49,7 +50,10 @@ def alike(a, b):
     np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
+
+
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=LONG), 3])
 def test_rows_do_not_depend_on_neighbours_cache_or_admission(tiny, monkeypatch, beams):
     """Sampled rows in one batch, with caches that grow and are packed, two of them admitted when others have finished,
     equal rows alone in a large cache."""

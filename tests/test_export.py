@@ -358,6 +358,15 @@ NARROW = {
 }
 
 
+def inner(equation: Any) -> Iterator[Any]:
+    """The programs inside an equation; and a form for TPUs, which is traced no earlier than it is lowered."""
+    for value in equation.params.values():
+        yield from counting.jaxprs(value)
+    if equation.primitive.name == "on_tpu":
+        shapes = [struct(variable.aval.shape, variable.aval.dtype) for variable in equation.invars]
+        yield jax.make_jaxpr(equation.params["tiled"])(*shapes).jaxpr
+
+
 def widened(jaxpr: Any, weights: set[int]) -> Iterator[tuple[int, ...]]:
     """The shapes of the arguments, those at the places `weights`, that are converted to float32 as they are."""
     own = {variable for i, variable in enumerate(jaxpr.invars) if i in weights}
@@ -372,9 +381,8 @@ def widened(jaxpr: Any, weights: set[int]) -> Iterator[tuple[int, ...]]:
             yield from widened(equation.params["body_jaxpr"].jaxpr, body)
         else:
             begin = int(equation.primitive.name == "cond")
-            for value in equation.params.values():
-                for part in counting.jaxprs(value):
-                    yield from widened(part, {i - begin for i in places})
+            for part in inner(equation):
+                yield from widened(part, {i - begin for i in places})
 
 
 @pytest.mark.parametrize("stage", sorted(jitted()))
@@ -517,9 +525,8 @@ def products(program: Call, setting: str | None = None) -> list[Product]:
             if equation.primitive.name in ("dot_general", "conv_general_dilated"):
                 left, right = (variable.aval.str_short() for variable in equation.invars[:2])
                 yield Product(left, right, equation.params["precision"] == EXACT)
-            for value in equation.params.values():
-                for part in counting.jaxprs(value):
-                    yield from visit(part)
+            for part in inner(equation):
+                yield from visit(part)
 
     with jax.default_matmul_precision(setting):  # type: ignore[arg-type]
         return list(visit(program.function.trace(*program.arguments, **program.keywords).jaxpr.jaxpr))

@@ -109,11 +109,6 @@ def test_what_fails_to_start_still_waits():
 # ---- what comes of them ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def model(quick_model):
-    return quick_model
-
-
 @pytest.fixture(scope="module")
 def row(model, voice):
     """Makes segments with codes of their own, in a short voice."""

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from indextts_jax.models import layers
 from tests.small import normal
@@ -237,7 +238,7 @@ def test_a_form_for_tpus_is_not_traced_elsewhere():
 def test_a_program_for_tpus_has_their_form():
     form = jax.jit(lambda x: layers.on_tpu(jnp.cos, jnp.sin)(x))
     for platform, has, has_not in (("tpu", "cosine", "sine "), ("cpu", "sine ", "cosine"), ("cuda", "sine ", "cosine")):
-        text = jax.export.export(form, platforms=[platform])(jax.ShapeDtypeStruct((4,), jnp.float32)).mlir_module()
+        text = export.export(form, platforms=[platform])(jax.ShapeDtypeStruct((4,), jnp.float32)).mlir_module()
         assert f"stablehlo.{has}" in text
         assert f"stablehlo.{has_not}" not in text
 
@@ -260,7 +261,7 @@ def test_a_form_has_the_derivatives_of_the_plain_one():
     gradient = jax.jit(jax.grad(lambda x, scale: (form(x, scale, lengths) * slope).sum(), (0, 1)))
     for found, wanted in zip(gradient(x, scale), (expected * slope, np.sin(x) * lengths * slope), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
-    jax.export.export(gradient, platforms=["tpu"])(x, scale)
+    export.export(gradient, platforms=["tpu"])(x, scale)
 
 
 def test_parts_that_are_alike_are_traced_once():

@@ -27,11 +27,6 @@ GREEDY = Options(Sampling(beams=1, sample=False), max_codes=40, fade_ms=0)
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="session")
-def model(quick_model):
-    return quick_model
-
-
 def speak(model, text, voice, key=KEY, options=GREEDY, given=None, budget=120, felt=None):
     analysis = model.text.analyse(text, budget)
     [speech] = pipeline.speak(model.params, model.cfg, [analysis], [voice], [key], options, [felt], given and [given])

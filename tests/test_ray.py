@@ -22,16 +22,6 @@ QUICK = {"max_codes": 8, "steps": 1, "greedy": True}
 HAPPY = [0.7, 0, 0, 0, 0, 0, 0, 0.1]
 
 
-@pytest.fixture(scope="session")
-def converted(quick):
-    return quick
-
-
-@pytest.fixture(scope="session")
-def model(quick_model):
-    return quick_model
-
-
 @pytest.fixture(scope="module", autouse=True)
 def cache():
     """Workers and this process share compiled programs."""

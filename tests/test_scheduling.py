@@ -52,11 +52,6 @@ class System:
         return found
 
 
-@pytest.fixture(scope="session")
-def model(quick_model):
-    return quick_model
-
-
 @pytest.fixture(scope="module")
 def system(model, voice):
     return System(model, voice)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from indextts_jax.train import batches, recipes
+from indextts_jax.train import batches, stages
 from indextts_jax.train.batches import Chosen, Order
 from indextts_jax.train.corpus import Corpus
 from tests.training import LENGTHS, save_corpus
@@ -49,7 +49,7 @@ def test_a_partner_is_another_utterance_of_the_speaker(corpus):
 
 def test_a_run_that_begins_later_has_the_same_batches(corpus):
     def made(first, last):
-        return list(batches.stream(corpus, recipes.gpt_rows, 4, 0, first, last))
+        return list(batches.stream(corpus, stages.gpt_rows, 4, 0, first, last))
 
     whole, rest = made(0, 6), made(4, 6)
     for a, b in zip(whole[4:], rest, strict=True):
@@ -60,7 +60,7 @@ def test_a_run_that_begins_later_has_the_same_batches(corpus):
 
 @pytest.mark.parametrize("stage", ["gpt", "vocoder"])
 def test_processes_share_the_rows_of_a_batch(corpus, stage):
-    collate = recipes.RECIPES[stage].collate
+    collate = stages.RECIPES[stage].collate
     whole, *parts = (
         next(batches.stream(corpus, collate, 4, 0, 0, 1, process, processes))
         for process, processes in ((0, 1), (0, 2), (1, 2))
@@ -72,11 +72,11 @@ def test_processes_share_the_rows_of_a_batch(corpus, stage):
 
 def test_a_crop_of_the_vocoder_is_a_part_of_its_recording(corpus):
     numbers = tuple(range(4))
-    rows = recipes.vocoder_rows(corpus, Chosen(numbers, slice(None), 0, 0))
+    rows = stages.vocoder_rows(corpus, Chosen(numbers, slice(None), 0, 0))
     for i in numbers:
         mel, samples = corpus[i].mel, corpus[i].samples / np.float32(32767)
         frames = int(rows.lengths[i])
-        assert frames == min(recipes.CROP, len(mel))
+        assert frames == min(stages.CROP, len(mel))
         hop = len(samples) // len(mel)
         starts = [s for s in range(len(mel) - frames + 1) if np.array_equal(mel[s : s + frames], rows.mel[i, :frames])]
         assert len(starts) == 1
@@ -87,6 +87,6 @@ def test_a_rung_of_codes_decides_every_length(corpus):
     """So that a corpus needs no more programs than there are rungs."""
     shapes = {}
     for number in range(20):
-        rows = next(batches.stream(corpus, recipes.flow_rows, 2, 0, number, number + 1)).rows
+        rows = next(batches.stream(corpus, stages.flow_rows, 2, 0, number, number + 1)).rows
         own = [a.shape for a in (*rows.given, *rows[1:])]
         assert shapes.setdefault(rows.given.codes.shape[1], own) == own

@@ -23,7 +23,7 @@ from indextts_jax import checkpoint, lora
 from indextts_jax.convert import rest
 from indextts_jax.errors import Error
 from indextts_jax.pipeline import Audio
-from indextts_jax.train import batches, corpus, loop, recipes
+from indextts_jax.train import batches, corpus, loop, stages
 from indextts_jax.train.settings import Settings, Speak
 from indextts_jax.voice import Voice, save_voice
 from tests import small
@@ -59,7 +59,7 @@ def same(a, b):
 
 
 def problem(settings=SETTINGS, loss=None):
-    recipe = recipes.RECIPES["codec"]._replace(
+    recipe = stages.RECIPES["codec"]._replace(
         loss=loss or (lambda p, cfg, rows, key: (jnp.sum(p["a"]["w"] * rows), {}))
     )
     return loop.Problem(small.CONFIG, recipe, settings, loop.optimizer(settings))
@@ -130,10 +130,10 @@ def test_what_is_trained_is_chosen_by_patterns():
 LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 
 
-@pytest.mark.parametrize("stage", recipes.RECIPES)
+@pytest.mark.parametrize("stage", stages.RECIPES)
 def test_rows_of_a_stage_are_what_its_loss_takes(folder, tmp_path, stage):
     """Traced, and not run."""
-    recipe, key = recipes.RECIPES[stage], jax.random.key(0)
+    recipe, key = stages.RECIPES[stage], jax.random.key(0)
     save_corpus(tmp_path / "corpus", hop=600 if stage in ("encoder", "speaker") else small.CONFIG.mel.hop)
     read, (cfg, _) = corpus.Corpus(tmp_path / "corpus"), checkpoint.read_description(folder / "model")
     params = {

@@ -35,6 +35,11 @@ COMPARED = {
 }
 
 
+@pytest.fixture(scope="session")
+def converted(official):
+    return official
+
+
 @pytest.fixture(scope="module")
 def model(converted) -> Model:
     return load(converted, "float32")

@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for checkpoints, the log and what comes of it"
     )
+    group.add_argument("--data", type=Path, metavar="DIR", help="the prepared corpus, in place of that of the settings")
     group.add_argument(
         "--lora", type=number(int, 1, 4096), metavar="RANK", help="train adapters of this rank (as `lora: RANK`)"
     )
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
     from indextts_jax.train import loop, settings
 
     configure_jax(options)
-    asked = settings.read(options.config, lora=options.lora)
+    data = str(options.data.absolute()) if options.data else None
+    asked = settings.read(options.config, lora=options.lora, data=data)
     with progress_of(options) as progress:
         done = loop.run(
             options.stage, asked, options.config.parent, options.model, options.output, progress.show

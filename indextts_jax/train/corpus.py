@@ -141,6 +141,12 @@ class Corpus:
         return max((getattr(line, field) for line in self.lines if line.codes <= codes), default=0)
 
     @cached_property
+    def hop(self) -> int:
+        """Samples of a frame of the log-mel. A recording ends with less than a frame, so that of one alone, and a short
+        one above all, it cannot be told."""
+        return min(line.samples // line.frames for line in self.lines if line.frames)
+
+    @cached_property
     def speakers(self) -> tuple[str, ...]:
         """All speakers, in order."""
         return tuple(sorted({line.speaker for line in self.lines}))

@@ -39,10 +39,10 @@ from indextts_jax.errors import Error, shown
 from indextts_jax.files import FileError
 from indextts_jax.lora import Lora
 from indextts_jax.models import Params
-from indextts_jax.train import batches, recipes
+from indextts_jax.train import batches, stages
 from indextts_jax.train.corpus import Corpus
-from indextts_jax.train.recipes import Recipe
 from indextts_jax.train.settings import FREE, Settings
+from indextts_jax.train.stages import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def run(
 
     folder: where the paths of the settings start. Raises Error, and Interrupted once what was done is saved.
     """
-    recipe = recipes.RECIPES[stage]
+    recipe = stages.RECIPES[stage]
     _check_loss(recipe, settings)
     corpus = Corpus(folder / settings.data)
     devices = np.array(jax.devices())
@@ -562,5 +562,5 @@ def _write(output: Path, model: Path, cfg: Config, made: Problem, state: State, 
     heads = {name: whole[name] for name in kept if name not in models.COMPONENTS}
     if (output / MODEL).exists():
         shutil.rmtree(output / MODEL)
-    checkpoint.derive(model, output / MODEL, changed, lambda folder: recipes.keep_heads(folder, model, heads))
+    checkpoint.derive(model, output / MODEL, changed, lambda folder: stages.keep_heads(folder, model, heads))
     return output / MODEL

@@ -369,10 +369,13 @@ class EncoderBatch(NamedTuple):
     character_lengths: Array  # [B], with repeated ones at most as many as frames
 
 
-def encoder(params: Params, cfg: Config, batch: EncoderBatch, key: Array) -> Loss:
+def encoder(params: Params, cfg: Config, batch: EncoderBatch, key: Array, reconstruction: float = 0.0) -> Loss:
     """Connectionist temporal classification of characters on the semantic features: nats per character.
 
-    params: "w2vbert" and "ctc_head" {"kernel" [E, characters + 1], "bias"}. No parts.
+    params: "w2vbert" and "ctc_head" {"kernel" [E, characters + 1], "bias"}. reconstruction: how much the mean square
+    between the features heard and what "features_head" {"kernel" [E, 160], "bias"} makes of the semantic ones counts
+    beside it: characters alone are content with a peak each, and codes of what lies between would not tell how it
+    sounded. Parts: ctc_loss, character_error_rate (of the best character of each frame), and reconstruction_loss.
     """
     heard = w2vbert.encode(params["w2vbert"], cfg.w2vbert, batch.features, batch.seen, batch.lengths)
     scores = _dense(params["ctc_head"], heard.astype(dtype_of(params["ctc_head"])))
@@ -382,7 +385,39 @@ def encoder(params: Params, cfg: Config, batch: EncoderBatch, key: Array) -> Los
     )
     frames, characters = outside
     rows = optax.ctc_loss(scores, frames, batch.characters, characters)
-    return rows.sum() / jnp.maximum(batch.character_lengths.sum(), 1).astype(jnp.float32), {}
+    count = jnp.maximum(batch.character_lengths.sum(), 1).astype(jnp.float32)
+    errors = character_errors(scores, batch.lengths, batch.characters, batch.character_lengths)
+    loss = rows.sum() / count
+    parts = {"ctc_loss": loss, "character_error_rate": errors.sum().astype(jnp.float32) / count}
+    if reconstruction:
+        made = _dense(params["features_head"], heard.astype(dtype_of(params["features_head"])))
+        square = jnp.square(made - batch.features.astype(jnp.float32)).mean(axis=-1)
+        parts["reconstruction_loss"] = _mean(square, batch.seen)
+        loss = loss + reconstruction * parts["reconstruction_loss"]
+    return loss, parts
+
+
+def character_errors(scores: Array, lengths: Array, characters: Array, character_lengths: Array) -> Array:
+    """How many characters are wrong, missing or too many in what the best of each frame spell: [B] int32.
+
+    scores [B, T, characters + 1], lengths [B]; characters [B, X], lengths [B]. Equal frames in a row are one character,
+    and 0 is none. The edit distance of Levenshtein, a row of its table for each character that is spelt.
+    """
+    best = jax.lax.stop_gradient(scores).argmax(axis=-1).astype(jnp.int32)
+    before = jnp.pad(best, ((0, 0), (1, 0)))[:, :-1]
+    spelt = (best != 0) & (best != before) & valid(lengths, best.shape[1])
+    places = jnp.arange(characters.shape[1] + 1)[None]
+
+    def add(row: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
+        character, spelt = given
+        replaced = row[:, :-1] + (characters != character[:, None]).astype(jnp.int32)
+        new = (row + 1).at[:, 1:].min(replaced)
+        new = jax.lax.cummin(new - places, axis=1) + places  # where characters of the text are missing
+        return jnp.where(spelt[:, None], new, row), None
+
+    start = jnp.broadcast_to(places, (best.shape[0], places.shape[1]))
+    row, _ = jax.lax.scan(add, start, (best.T, spelt.T))
+    return jnp.take_along_axis(row, character_lengths[:, None], axis=1)[:, 0]
 
 
 # ---- speaker --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.convert import rest
 from indextts_jax.convert.tensors import Tensor
+from indextts_jax.errors import Error
 from indextts_jax.models import Params, conditioner, gpt, repcodec
 from indextts_jax.models import discriminators as networks
 from indextts_jax.train import batches, losses
@@ -103,13 +104,13 @@ def vocoder_rows(corpus: Corpus, chosen: Chosen) -> losses.VocoderBatch:
     starts = batches.crops([corpus.lines[i].frames for i in chosen.numbers], CROP, chosen)[chosen.own]
     mels, recordings = ([corpus.array(i, field) for i in own] for field in ("mel", "samples"))
     # Of the samples as they are, so that a frame of mel and its samples lie side by side.
-    hops = [round(len(samples) / len(mel)) for samples, mel in zip(recordings, mels, strict=True)]
+    hop = corpus.hop
     samples = [
         recording[start * hop : (start + CROP) * hop].astype(np.float32) / 32767
-        for recording, start, hop in zip(recordings, starts, hops, strict=True)
+        for recording, start in zip(recordings, starts, strict=True)
     ]
     mel, lengths = padded([mel[start : start + CROP] for mel, start in zip(mels, starts, strict=True)], CROP)
-    return losses.VocoderBatch(mel, padded(samples, CROP * hops[0])[0], lengths)
+    return losses.VocoderBatch(mel, padded(samples, CROP * hop)[0], lengths)
 
 
 def codec_rows(corpus: Corpus, chosen: Chosen) -> losses.CodecBatch:
@@ -155,10 +156,12 @@ def flow_loss(params: Params, cfg: Config, rows: FlowRows, key: Array) -> tuple[
     return losses.flow(params, cfg, batch, key)
 
 
-def encoder_loss(params: Params, cfg: Config, rows: SoundRows, key: Array) -> tuple[Array, dict[str, Array]]:
+def encoder_loss(
+    params: Params, cfg: Config, rows: SoundRows, key: Array, reconstruction: float = 0.0
+) -> tuple[Array, dict[str, Array]]:
     heard, lengths, seen = features.w2vbert_features(rows.samples, rows.lengths)
     batch = losses.EncoderBatch(heard, seen, lengths, rows.target, rows.target_lengths)
-    return losses.encoder(params, cfg, batch, key)
+    return losses.encoder(params, cfg, batch, key, reconstruction)
 
 
 def speaker_loss(params: Params, cfg: Config, rows: SoundRows, key: Array) -> tuple[Array, dict[str, Array]]:
@@ -208,11 +211,15 @@ def codec_heads(cfg: Config, corpus: Corpus, model: Path, key: Array) -> Params:
     return {"codec_decoder": repcodec.init_decoder(cfg.repcodec, key)}
 
 
-def encoder_heads(cfg: Config, corpus: Corpus, model: Path, key: Array) -> Params:
-    return {"ctc_head": _drawn(key, cfg.w2vbert.width, len(corpus.characters) + 1)}
+def encoder_heads(cfg: Config, corpus: Corpus, model: Path, key: Array, reconstruction: float = 0.0) -> Params:
+    one, two = jax.random.split(key)
+    heads = {"ctc_head": _drawn(one, cfg.w2vbert.width, len(corpus.characters) + 1)}
+    return heads | ({"features_head": _drawn(two, cfg.w2vbert.width, cfg.w2vbert.features)} if reconstruction else {})
 
 
 def speaker_heads(cfg: Config, corpus: Corpus, model: Path, key: Array) -> Params:
+    if len(corpus.speakers) < 2:
+        raise Error(f"{corpus.folder}: has one speaker, so that there is nobody to tell apart; leave this stage out")
     return {"speakers": jax.random.normal(key, (len(corpus.speakers), cfg.campplus.embedding))}
 
 

@@ -1,0 +1,185 @@
+"""python -m indextts_jax.train.recipes.tiny_voice.model CORPUS OUT: the untrained model, in the converted layout.
+
+Its architecture is that of IndexTTS-2 and its sizes are small. Of the corpus (`corpus.py`) it has its SentencePiece
+pieces, and the means with which training begins well.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sentencepiece
+from jax import Array
+
+from indextts_jax import audio, checkpoint, features, files, models, text, voice
+from indextts_jax.config import Config
+from indextts_jax.convert import rest
+from indextts_jax.errors import Error, NotFound
+from indextts_jax.models import Params
+from indextts_jax.models.bigvgan import BigVGANConfig
+from indextts_jax.models.campplus import CAMPPlusConfig
+from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig
+from indextts_jax.models.gpt import GPTConfig
+from indextts_jax.models.prototypes import PrototypesConfig
+from indextts_jax.models.repcodec import RepCodecConfig
+from indextts_jax.models.s2mel import S2MelConfig
+from indextts_jax.models.w2vbert import W2VBertConfig
+
+SOURCE = "indextts_jax.train.recipes.tiny_voice"
+PIECES = 512  # of texts
+MARKS = (".", "!", "?", ",", "-", "'")  # pieces of their own: the text front end cuts at them
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MOST_BYTES = 30_000_000  # of all weights in 16 bits
+_HEARD = 48  # recordings from which means are measured
+_BATCH = 8
+
+SEMANTIC, STYLE, WIDTH, CODES = 96, 32, 192, 1024  # of semantic features, a speaker's style, the GPT; of the codebook
+_ENCODER = EncoderConfig(
+    width=64, heads=4, units=128, layers=2, latents=8, latent_width=WIDTH, perceiver_units=128, perceiver_layers=1,
+    perceiver_head=32,
+)  # fmt: skip
+# What stays as it is in IndexTTS-2: 17 layers that are heard, 160 features, 80 bands, 256 samples of a frame.
+SIZES = Config(
+    w2vbert=W2VBertConfig(width=SEMANTIC, heads=4, intermediate=256, kernel=15),
+    repcodec=RepCodecConfig(SEMANTIC, CODES, code_width=8, channels=96, intermediate=192, layers=4),
+    campplus=CAMPPlusConfig(
+        embedding=STYLE, head_channels=8, channels=32, growth=16, bottleneck=32, blocks=(2, 2, 2)
+    ),
+    conditioner=ConditionerConfig(
+        SEMANTIC, WIDTH, _ENCODER, replace(_ENCODER, latents=1, latent_width=SEMANTIC, perceiver_units=64)
+    ),
+    prototypes=PrototypesConfig((1,) * 8, STYLE, WIDTH),
+    gpt=GPTConfig(
+        width=WIDTH, layers=6, heads=4, text_vocabulary=PIECES + 1, text_positions=122, code_vocabulary=CODES + 2,
+        code_positions=503, start_code=CODES, stop_code=CODES + 1,
+    ),
+    s2mel=S2MelConfig(
+        style=STYLE, semantic=SEMANTIC, latent=WIDTH, latent_layers=(128, 64, SEMANTIC), regulator_channels=160,
+        content=160, width=160, heads=5, depth=5, wavenet_width=160, wavenet_layers=5,
+    ),
+    bigvgan=BigVGANConfig(80, 256, (4, 4, 4, 4), (8, 8, 8, 8), (7,), ((1, 3),)),
+)  # fmt: skip
+
+
+def pieces(texts: Iterator[str], count: int) -> bytes:
+    """A SentencePiece model of normalised texts as the front end has them, upper case: at most `count` pieces.
+
+    The ids 0 and 1 are the GPT's start and stop of texts, and 2 is what the vocabulary lacks.
+    """
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(one.upper() for one in texts), model_writer=content, model_type="bpe", vocab_size=count,
+        hard_vocab_limit=False, character_coverage=1.0, required_chars=LETTERS, user_defined_symbols=list(MARKS),
+        bos_id=0, eos_id=1, unk_id=2, pad_id=-1, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    return content.getvalue()
+
+
+def normalized(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The texts of a manifest's rows as they are spoken."""
+    front = text.TextFrontEnd(sentencepiece.SentencePieceProcessor())
+    return (front.normalize(row["text"], "en") for row in rows)
+
+
+def random(cfg: Config, seed: int) -> Params:
+    """Random float32 parameters of every component, drawn by numpy: compiling for 17 layers would take longer."""
+    first = len(models.COMPONENTS) * seed
+    made = {n: models.random(n, getattr(cfg, n), first + i, "float32") for i, n in enumerate(models.COMPONENTS)}
+    # Codes are chosen by angle, but what is chosen stands for the encoder's output: both are of one size.
+    codebook = made["repcodec"]["quantizer"]["codebook"]
+    codebook["embedding"] = codebook["embedding"] * cfg.repcodec.codes**0.5
+    # Emotions by weights: there is nobody yet whose vectors they could lend, so they lend none.
+    made["prototypes"]["vector"] = jnp.zeros_like(made["prototypes"]["vector"])
+    return made
+
+
+def quiet(vocoder: Any, mean: Array) -> Any:
+    """A vocoder's random parameters made smaller: as drawn, its samples lie beyond ±1, where there is no gradient.
+
+    mean [M]: of the log-mel, far from zero, which the first bias takes away.
+    """
+    first = {"kernel": 0.35 * vocoder["in"]["kernel"]}
+    first["bias"] = -jnp.einsum("kmc,m->c", first["kernel"], mean)
+    made = {**vocoder, "in": first, "out": {"kernel": 0.1 * vocoder["out"]["kernel"]}}
+    for name in (name for name in vocoder if name.startswith("stage_")):
+        made[name] = {
+            part: {**leaves, "kernel": 0.3 * leaves["kernel"]} if part.startswith("plain_") else leaves
+            for part, leaves in vocoder[name].items()
+        }
+    return made
+
+
+def alike(campplus: Any) -> Any:
+    """CAMPPlus that gives every recording one style: with a single speaker there is nothing to tell apart.
+
+    Its last layer can still be trained away from it, where there are more.
+    """
+    return {**campplus, "out": {**campplus["out"], "kernel": jnp.zeros_like(campplus["out"]["kernel"])}}
+
+
+def measured(params: Params, cfg: Config, recordings: list[np.ndarray]) -> tuple[Array, Array, Array]:
+    """Of recordings at 22.05 kHz: the mean of the log-mel [M], mean and variance of the semantic features [E]."""
+    mels, heard = [], []
+    for first in range(0, len(recordings), _BATCH):
+        part = recordings[first : first + _BATCH]
+        mel, frames = features.mel(*voice.padded(part, cfg.mel.rate), cfg.mel)
+        narrow = [audio.resample_sinc(one, features.MEL_RATE, features.SPEECH_RATE) for one in part]
+        semantic, lengths = voice.hear(params, cfg, narrow)
+        mels += [mel[i, : int(frames[i])] for i in range(len(part))]
+        heard += [semantic[i, : int(lengths[i])] for i in range(len(part))]
+    mel, semantic = jnp.concatenate(mels), jnp.concatenate(heard)
+    return mel.mean(0), semantic.mean(0), semantic.var(0)
+
+
+def make(corpus: Path, out: Path, seed: int, sizes: Config = SIZES, count: int = PIECES) -> Config:
+    """Write the model into `out`, which must not exist: -> its configuration. Raises NotFound, Error and FileError."""
+    path = corpus / "manifest.jsonl"
+    if not path.is_file():
+        raise NotFound(f"{path}: no such file; corpus.py makes it")
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    bpe = pieces(normalized(rows), count)
+    found = sentencepiece.SentencePieceProcessor(model_proto=bpe).vocab_size()
+    cfg = replace(sizes, gpt=replace(sizes.gpt, text_vocabulary=found + 1))
+    params = random(cfg, seed)
+    recordings = [audio.resample(*audio.read(corpus / row["audio"]), features.MEL_RATE) for row in rows[:_HEARD]]
+    mel, mean, variance = measured(params, cfg, recordings)
+    params["w2vbert"]["statistics"] = {"mean": mean, "variance": variance}
+    params["bigvgan"] = quiet(params["bigvgan"], mel)
+    if len({row.get("speaker") for row in rows}) == 1:
+        params["campplus"] = alike(params["campplus"])
+    if (size := weight(params)) > MOST_BYTES:
+        raise Error(f"the model has {size / 1e6:.1f} MB in 16 bits, more than {MOST_BYTES / 1e6:.0f}")
+    with files.whole(out) as partial:
+        (partial / "bpe.model").write_bytes(bpe)
+        for component in models.COMPONENTS:
+            checkpoint.save(partial, component, getattr(cfg, component), jax.device_get(params[component]))
+        rest.save(partial, {component: {} for component in rest.COMPONENTS})
+        checkpoint.save_description(partial, cfg, SOURCE)
+    return cfg
+
+
+def weight(params: Any) -> int:
+    """Bytes of parameters in 16 bits."""
+    return 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS", help="folder that corpus.py made")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the model; must not exist")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    cfg = make(options.corpus, options.out, options.seed)
+    for component in models.COMPONENTS:
+        print(f"{component:12} {weight(models.shapes(component, getattr(cfg, component))) / 1e6:5.2f} MB in 16 bits")
+
+
+if __name__ == "__main__":
+    main()
