@@ -118,7 +118,7 @@ def test_codes_are_those_of_the_weights_it_stands_for(dtype, monkeypatch):
 
 
 @pytest.mark.whole
-def test_loading_rounds_the_decoder_alone_and_layer_by_layer(tiny, converted, monkeypatch):
+def test_loading_rounds_the_decoder_alone_and_layer_by_layer(tiny, official, monkeypatch):
     read, restore = [], ocp.Checkpointer.restore
 
     def counted(self: Any, path: Any, args: Any) -> Any:
@@ -126,7 +126,7 @@ def test_loading_rounds_the_decoder_alone_and_layer_by_layer(tiny, converted, mo
         return restore(self, path, args=args)
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", counted)
-    model = load(converted, dtype="int8")
+    model = load(official, dtype="int8")
     for component in models.COMPONENTS:
         expected = models.cast(component, tiny.params(component), "int8")
         assert jax.tree.structure(model.params[component]) == jax.tree.structure(expected)
