@@ -68,19 +68,19 @@ def same(ours: Any, theirs: Any) -> bool:
 # ---- what is written comes back -------------------------------------------------------------------------------------
 
 
-def test_everything_comes_back(tiny, converted):
-    model = load(converted)
+def test_everything_comes_back(tiny, official):
+    model = load(official)
     assert model.cfg == tiny.cfg
     assert list(model.params) == list(models.COMPONENTS)
     for component in models.COMPONENTS:
         assert same(model.params[component], tiny.params(component)), component
     assert {type(leaf) for leaf in jax.tree.leaves(model.params)} == {type(jnp.zeros(()))}
     assert model.text is not None
-    assert read_description(converted) == (tiny.cfg, "tiny")
+    assert read_description(official) == (tiny.cfg, "tiny")
 
 
-def test_bfloat16_rounds_once(tiny, converted):
-    model = load(str(converted), dtype=jnp.bfloat16, components=[SMALL, "gpt"])
+def test_bfloat16_rounds_once(tiny, official):
+    model = load(str(official), dtype=jnp.bfloat16, components=[SMALL, "gpt"])
     assert set(model.params) == {SMALL, "gpt"}
     for component, params in model.params.items():
         assert same(params, models.cast(component, tiny.params(component), jnp.bfloat16))
