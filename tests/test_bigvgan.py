@@ -1,6 +1,5 @@
 """BigVGAN: its filter, its sine, and padding changes nothing. Parity: test_validate.py."""
 
-import os
 from functools import partial
 
 import jax
@@ -13,6 +12,7 @@ from indextts_jax.convert import bigvgan as converter
 from indextts_jax.models import bigvgan, bigvgan_kernel, layers
 from indextts_jax.models.bigvgan import Cut
 from indextts_jax.models.layers import zero_padding
+from tests.marks import LONG
 from tests.small import BIGVGAN, normal, parameters
 
 
@@ -100,7 +100,6 @@ def tpu(monkeypatch):
     return switch
 
 
-LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 # Rows, frames, channels and a cut; where the rows end: in their last segment, in another, close to its edges
 CUTS = [
     pytest.param(2, 260, 8, Cut(20, 5), [260, 131], marks=LONG),

@@ -1,6 +1,5 @@
 """A segment in chunks: beside the same codes spoken whole, and beside itself under other circumstances."""
 
-import os
 from dataclasses import replace
 
 import jax
@@ -16,9 +15,9 @@ from indextts_jax.models import bigvgan
 from indextts_jax.render import second_pass, spoken_frames
 from indextts_jax.request import Chunk, Given, Options, Request, Streaming
 from tests import small
+from tests.marks import LONG
 
 pytestmark = pytest.mark.whole
-LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 
 OPTIONS = Options(Sampling(beams=1), steps=1)
 STREAMING = Streaming(first_codes=40, hop=64, context=60)

@@ -15,6 +15,7 @@ import pytest
 from indextts_jax import buckets, decoding, drawing, seeds
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt
+from tests.marks import LONG
 from tests.small import GPT, normal, parameters
 
 GREEDY, SAMPLED = Sampling(beams=1, sample=False), Sampling(beams=1)
@@ -249,7 +250,6 @@ def row(drawn, i):
     return jax.tree.map(lambda a: a[i], drawn)
 
 
-LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 OTHERS = [pytest.param(sampling, marks=LONG) for sampling in (GREEDY, SAMPLED, Sampling(sample=False))]
 
 

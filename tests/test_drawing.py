@@ -1,6 +1,5 @@
 """The loop that draws codes: rows depend on nothing beside them, limits hold, places are given away at once."""
 
-import os
 from dataclasses import replace
 
 import jax
@@ -12,6 +11,7 @@ from debug.golden import golden
 from indextts_jax import buckets, decoding, drawing, seeds
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import gpt
+from tests.marks import LONG
 from tests.small import GPT, normal, parameters
 from tests.test_decoding import GREEDY, SAMPLED, row, with_stop_bias
 
@@ -48,9 +48,6 @@ def alike(a, b):
     assert a.stopped == b.stopped
     np.testing.assert_array_equal(a.codes[: a.lengths], b.codes[: b.lengths])
     np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
-
-
-LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 
 
 @pytest.mark.parametrize("beams", [pytest.param(1, marks=LONG), 3])

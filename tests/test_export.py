@@ -37,12 +37,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 LANES = 128  # the last axis of a TPU's tile
 INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "top_k")
 
+# Jitted so that they are traced once for several uses.
+PARTS = ("layers._alike", "layers._drawn", "bigvgan.activate")
 # The targets of custom calls, each with the reason why it may stay.
-PARTS = (
-    "layers._alike",
-    "layers._drawn",
-    "bigvgan.activate",
-)  # traced once for several uses
 CALLS = {"tpu_custom_call": "on TPUs alone, the kernels of BigVGAN and of the flow: models/*_kernel.py"}
 
 

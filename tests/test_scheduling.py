@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import os
 import weakref
 from dataclasses import replace
 
@@ -18,9 +17,9 @@ from indextts_jax.request import Given, Options, Request
 from indextts_jax.scheduling import IN_FLIGHT, Usage
 from indextts_jax.timing import Stopwatch
 from tests import small
+from tests.marks import LONG
 
 pytestmark = pytest.mark.whole
-LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 
 OPTIONS = Options(Sampling(beams=1), max_codes=12, steps=1, fade_ms=0)
 TEXTS = ("One small test.", "Where is the money, I do not know?", "Yes.")

@@ -27,6 +27,7 @@ from indextts_jax.train import batches, corpus, loop, stages
 from indextts_jax.train.settings import Settings, Speak
 from indextts_jax.voice import Voice, save_voice
 from tests import small
+from tests.marks import LONG
 from tests.training import save_corpus, save_model
 
 SETTINGS = Settings("corpus", steps=6, batch=4, warmup=2, learning_rate=1e-2, log_every=2, save_every=2)
@@ -125,9 +126,6 @@ def test_what_is_trained_is_chosen_by_patterns():
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
-
-
-LONG = pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="more of the same: set INDEXTTS_LONG to run it")
 
 
 @pytest.mark.parametrize("stage", stages.RECIPES)

@@ -155,7 +155,7 @@ _on_tpu = Primitive("on_tpu")
 _on_tpu.def_impl(lambda *inputs, **forms: jax.jit(partial(_on_tpu.bind, **forms))(*inputs))
 _on_tpu.def_abstract_eval(lambda *inputs, plain, tiled: plain.out_avals[0])
 for _platform, _form in (
-    (None, lambda *inputs, **forms: _elsewhere(*inputs, **forms)),
+    (None, lambda *inputs, **forms: _elsewhere(*inputs, **forms)),  # looked up late: tests have a TPU's form there
     ("tpu", lambda *inputs, plain, tiled: tiled(*inputs)),
 ):
     mlir.register_lowering(_on_tpu, mlir.lower_fun(_form, multiple_results=False), platform=_platform)

@@ -4,6 +4,7 @@ Stages that need nothing of each other are trained side by side, each to a model
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from indextts_jax import checkpoint
 from indextts_jax.errors import Error
+from indextts_jax.train.recipes.tiny_voice import command
 
 COMPONENTS = ("w2vbert", "repcodec", "campplus", "bigvgan")  # which are whole by themselves
 
@@ -33,15 +35,21 @@ def assemble(base: Path, out: Path, others: dict[str, Path]) -> None:
     checkpoint.derive(base, out, changed)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path, metavar="BASE", help="folder of the model that has all the rest")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the new model; must not exist")
     parser.add_argument("others", nargs="+", metavar="COMPONENT=FOLDER", help=", ".join(COMPONENTS))
-    options = parser.parse_args()
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
     pairs = [one.partition("=") for one in options.others]
+    for name, _, folder in pairs:
+        if not folder:
+            raise Error(f"{name}: names no folder; write {name}=FOLDER")
     assemble(options.base, options.out, {name: Path(folder) for name, _, folder in pairs})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ import itertools
 import json
 import random
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -26,8 +27,8 @@ import numpy as np
 import soundfile
 
 from indextts_jax import audio, files
-from indextts_jax.errors import Error
-from indextts_jax.train.recipes.tiny_voice import grammar
+from indextts_jax.errors import Error, NotFound
+from indextts_jax.train.recipes.tiny_voice import command, grammar
 
 # Speakers by how high they speak: the teacher's own voice, and the same resampled, at the same rate of speech.
 SPEAKERS = {"heart": 1.0, "low": 0.8, "high": 1.2, "lower": 0.7, "higher": 1.35}
@@ -142,15 +143,21 @@ def make(out: Path, hours: float, seed: int, free: Sequence[str], speakers: int,
     return len(rows), seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder; made if it is not there")
     parser.add_argument("--hours", type=float, required=True, help="of speech to train with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--free", type=Path, nargs="*", default=[], metavar="FILE", help="texts: a third of the corpus")
     parser.add_argument("--speakers", type=int, default=1, choices=range(1, len(SPEAKERS) + 1), metavar="N")
     parser.add_argument("--processes", type=int, default=1)
-    options = parser.parse_args()
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    for path in options.free:
+        if not path.is_file():
+            raise NotFound(f"--free {path}: no such file; check the path")
     texts = [path.read_text("utf-8", errors="ignore") for path in options.free]
     free = list(dict.fromkeys(sentence for text in texts for sentence in free_sentences(text)))
     count, seconds = make(options.out, options.hours, options.seed, free, options.speakers, options.processes)
@@ -158,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ at once: it was made for windows of 30 s.
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from indextts_jax.errors import Error, NotFound
 from indextts_jax.model import Model, load
 from indextts_jax.models import bigvgan, repcodec
 from indextts_jax.request import NOTHING, Given, Options
-from indextts_jax.train.recipes.tiny_voice import grammar
+from indextts_jax.train.recipes.tiny_voice import command, grammar
 from indextts_jax.voice import Voice
 
 WAYS = ("teacher", "vocoder", "codes", "speech")
@@ -143,14 +144,17 @@ def recogniser() -> Callable[[np.ndarray], str]:
     return recognise
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="folder that corpus.py made")
     parser.add_argument("--model", type=Path, metavar="MODEL", help="for everything but the teacher")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
     parser.add_argument("--sentences", type=int, default=24, metavar="N", help="(%(default)s)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep what was heard, there")
-    options = parser.parse_args()
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
     recognise, sentences = recogniser(), read(options.corpus, options.sentences)
     model = load(options.model) if options.model else None
     own = None
@@ -177,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ pieces, and the means with which training begins well.
 import argparse
 import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from indextts_jax.models.prototypes import PrototypesConfig
 from indextts_jax.models.repcodec import RepCodecConfig
 from indextts_jax.models.s2mel import S2MelConfig
 from indextts_jax.models.w2vbert import W2VBertConfig
+from indextts_jax.train.recipes.tiny_voice import command
 
 SOURCE = "indextts_jax.train.recipes.tiny_voice"
 PIECES = 512  # of texts
@@ -170,16 +172,19 @@ def weight(params: Any) -> int:
     return 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="folder that corpus.py made")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the model; must not exist")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
     cfg = make(options.corpus, options.out, options.seed)
     for component in models.COMPONENTS:
         print(f"{component:12} {weight(models.shapes(component, getattr(cfg, component))) / 1e6:5.2f} MB in 16 bits")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
