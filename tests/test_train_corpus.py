@@ -1,8 +1,10 @@
 """A corpus on the disk, and how one is made of recordings."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -112,6 +114,36 @@ def test_recordings_are_prepared_once(tmp_path, recordings, model, folder, monke
     monkeypatch.setattr(prepare, "encode", refuse)
     again = prepare.prepare(recordings / "m.jsonl", model, folder, tmp_path / "corpus", batch=2)
     assert (again.utterances, again.kept) == (3, 1)
+
+
+def test_what_an_encoder_made_is_made_anew_when_it_changes(tmp_path, recordings, model, folder, monkeypatch):
+    """The corpus that a changed model finds becomes the one that it would have made."""
+    other = replace(
+        model, params={**model.params, "repcodec": small.parameters("repcodec", model.cfg.repcodec, seed=1)}
+    )
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "repcodec" / "checksums.json").write_text("{}")
+    made, asked = prepare.encode, []
+
+    def watched(model, heard, fields):
+        asked.append(set(fields))
+        return made(model, heard, fields)
+
+    monkeypatch.setattr(prepare, "encode", watched)
+    prepare.prepare(recordings / "m.jsonl", model, folder, tmp_path / "one", batch=2)
+    before = Corpus(tmp_path / "one")[1]
+    asked.clear()
+    done = prepare.prepare(recordings / "m.jsonl", other, tmp_path / "other", tmp_path / "one", batch=2)
+    assert done.kept == 0
+    assert all(fields == {"codes"} for fields in asked)
+    assert asked
+    prepare.prepare(recordings / "m.jsonl", other, tmp_path / "other", tmp_path / "two", batch=2)
+    ours, fresh = Corpus(tmp_path / "one"), Corpus(tmp_path / "two")
+    assert ours.digest == fresh.digest
+    assert ours.lines == fresh.lines
+    for one, two in zip(ours, fresh, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert not np.array_equal(before.codes, ours[1].codes)
 
 
 def test_a_manifest_of_nothing_usable_is_refused(tmp_path, model, folder):

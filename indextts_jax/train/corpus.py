@@ -7,10 +7,11 @@ A shard appears only when it is whole, so that preparing can stop anywhere and g
 takes some 175 kB at official size, most of it semantic features.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -92,6 +93,20 @@ def read_metadata(path: Path) -> tuple[str, list[Line]]:
         ) from None
 
 
+def read(path: Path, utterances: int) -> list[Utterance]:
+    """The first so many utterances of a shard. Raises Error for a damaged one."""
+    with _damage(path), safetensors.safe_open(path, "numpy") as file:
+        return [Utterance(*(file.get_tensor(f"{i}.{field}") for field in Utterance._fields)) for i in range(utterances)]
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError) as error:
+        raise Error(f"{path}: damaged ({shown(error)}); remove it and prepare again") from None
+
+
 class Corpus:
     """A prepared corpus, opened: `lines` of all utterances, and their arrays by number."""
 
@@ -125,7 +140,7 @@ class Corpus:
     def array(self, number: int, field: str) -> Any:
         """One array of an utterance. Raises Error for a damaged shard."""
         path, place = self._places[number]
-        try:
+        with _damage(path):
             file = self._open.get((os.getpid(), path))
             if file is None:
                 file = safetensors.safe_open(path, "numpy")
@@ -133,8 +148,6 @@ class Corpus:
                     self._open.clear()
                 self._open[os.getpid(), path] = file
             return file.get_tensor(f"{place}.{field}")
-        except (safetensors.SafetensorError, OSError) as error:
-            raise Error(f"{path}: damaged ({shown(error)}); remove it and prepare again") from None
 
     def _longest(self, codes: int, field: str) -> int:
         """The most of a field of `Line` that an utterance of at most so many codes has."""

@@ -2,18 +2,19 @@
 
     {"audio": "wavs/0001.wav", "text": "Hello.", "speaker": "anna", "emotion": "happy"}
 
-Rows are prepared in their order, SHARD at a time; a shard that is there already and was made from the same rows, files
-and model is left as it is.
+Rows are prepared in their order, SHARD at a time. A shard that was made from the same rows and files is left as it is,
+and where an encoder has changed since, only what depends on it is made anew.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from indextts_jax import audio, features, hearing, interrupts, manifest, voice
+from indextts_jax import audio, checksums, features, hearing, interrupts, manifest, voice
 from indextts_jax.errors import Error, short
 from indextts_jax.files import make_folder
 from indextts_jax.manifest import Problem
@@ -26,7 +27,15 @@ from indextts_jax.train.corpus import Line, Utterance
 FIELDS = ("id", "audio", "text", "speaker", "emotion", "language")
 SHARD = 256  # rows
 LONGEST = 30  # seconds of a recording
-COMPONENTS = ("w2vbert", "repcodec", "campplus")  # of a model, that preparing needs
+# What depends on which component of a model: codes are made of semantic features.
+FROM = {
+    "semantic": {"w2vbert"},
+    "codes": {"w2vbert", "repcodec"},
+    "style": {"campplus"},
+    "mel": set(),
+    "samples": set(),
+}
+COMPONENTS = ("w2vbert", "repcodec", "campplus")
 
 
 class Row(NamedTuple):
@@ -46,7 +55,7 @@ class Prepared(NamedTuple):
 
     utterances: int
     seconds: float
-    kept: int  # shards that were there already
+    kept: int  # shards that were there already, as they would be made now
     problems: tuple[Problem, ...]
 
 
@@ -70,21 +79,23 @@ def prepare(
         more = f"line {problems[0].line}: {problems[0].message}" if problems else "it holds no rows"
         raise Error(f"{path}: no row can be used; {more}")
     make_folder(out)
-    digest = hearing.model_digest(model_folder)
+    encoders = _digests(model, model_folder)
     utterances, seconds, kept = 0, 0.0, 0
     shards = range(0, len(good), SHARD)
     for number, first in enumerate(shards):
         progress("preparing", first, len(good))
         part = good[first : first + SHARD]
-        made_from = corpus.source([digest, *map(_described, part)])
-        target = out / corpus.name(number)
-        lines = _there(target, made_from)
-        if lines is None:
-            made = _encode(model, part, batch, lambda done, first=first: progress("preparing", first + done, len(good)))
+        made_from = {"rows": corpus.source([repr(model.cfg.mel), *map(_described, part)]), **encoders}
+        lines, old, fields = _there(out / corpus.name(number), made_from)
+        if fields:
+            made = _encode(
+                model, part, batch, fields, old,
+                lambda done, first=first: progress("preparing", first + done, len(good)),
+            )  # fmt: skip
             problems += [one for one in made if isinstance(one, Problem)]
             whole = [one for one in made if not isinstance(one, Problem)]
             lines = [line for line, _ in whole]
-            corpus.write(out, number, made_from, lines, [utterance for _, utterance in whole])
+            corpus.write(out, number, json.dumps(made_from), lines, [utterance for _, utterance in whole])
         else:
             kept += 1
         utterances, seconds = utterances + len(lines), seconds + sum(line.seconds for line in lines)
@@ -144,15 +155,31 @@ def _described(row: Row) -> str:
     return repr((row.id, str(row.audio), file, row.speaker, row.emotion, row.texts))
 
 
-def _there(path: Path, made_from: str) -> list[Line] | None:
-    """The lines of a shard that was made from the same; None where it must be made."""
+def _digests(model: Model, folder: Path) -> dict[str, str]:
+    """Of each encoder: its sizes and weights."""
+    weights = {name: folder / name / checksums.NAME for name in COMPONENTS}
+    return {
+        name: corpus.source([repr(getattr(model.cfg, name)), hearing.digest(path) if path.is_file() else ""])
+        for name, path in weights.items()
+    }
+
+
+def _there(path: Path, made_from: dict[str, str]) -> tuple[list[Line], dict[str, Utterance], set[str]]:
+    """What a shard has: its lines, its utterances by id where some of them can be kept, and the fields that cannot."""
+    nothing = [], {}, set(FROM)
     if not path.is_file():
-        return None
+        return nothing
     try:
-        digest, lines = corpus.read_metadata(path)
-    except Error:
-        return None
-    return lines if digest == made_from else None
+        source, lines = corpus.read_metadata(path)
+        before = json.loads(source)
+        if before.keys() != made_from.keys() or before["rows"] != made_from["rows"]:
+            return nothing
+        changed = {name for name in made_from if before[name] != made_from[name]}
+        fields = {field for field, needed in FROM.items() if needed & changed}
+        old = dict(zip((line.id for line in lines), corpus.read(path, len(lines)), strict=True)) if fields else {}
+    except (Error, ValueError, AttributeError):  # damaged, or of an older version
+        return nothing
+    return lines, old, fields
 
 
 class _Heard(NamedTuple):
@@ -172,49 +199,67 @@ def _read(row: Row) -> _Heard | Problem:
 
 
 def _encode(
-    model: Model, part: Sequence[Row], batch: int, progress: Callable[[int], None]
+    model: Model,
+    part: Sequence[Row],
+    batch: int,
+    fields: set[str],
+    old: dict[str, Utterance],
+    progress: Callable[[int], None],
 ) -> list[tuple[Line, Utterance] | Problem]:
-    """A row's arrays, or what is wrong with its recording; in the order of the rows."""
+    """A row's arrays, or what is wrong with its recording; in the order of the rows.
+
+    old: by id, of which all but `fields` is kept.
+    """
     with ThreadPoolExecutor(4) as pool:
         heard = list(pool.map(_read, part))
     made: dict[int, tuple[Line, Utterance] | Problem] = {
         i: one for i, one in enumerate(heard) if isinstance(one, Problem)
     }
     usable = {i: one for i, one in enumerate(heard) if isinstance(one, _Heard)}
+    if not all(part[i].id in old for i in usable):
+        fields, old = set(FROM), {}
     order = sorted(usable, key=lambda i: len(usable[i].samples))  # so that rows of a batch are padded little
     for first in range(0, len(order), batch):
         interrupts.check()
         chosen = order[first : first + batch]
         # Always as many rows, so that a batch's length alone makes a program.
         filled = [usable[i] for i in (chosen * batch)[:batch]]
-        for i, utterance in zip(chosen, encode(model, filled), strict=False):
+        for i, fresh in zip(chosen, encode(model, filled, fields), strict=False):
             row, most = part[i], model.cfg.gpt.most_codes
+            kept = old[row.id]._asdict() if old else {}
+            utterance = Utterance(**{**kept, **fresh, "texts": np.asarray(row.texts, np.int32)})
             if len(utterance.codes) > most:
                 made[i] = Problem(row.line, f"{row.audio} has {len(utterance.codes)} codes, more than {most}; cut it")
                 continue
-            utterance = utterance._replace(texts=np.asarray(row.texts, np.int32))
             sizes = len(utterance.samples), len(utterance.codes), len(utterance.mel), len(row.texts)
             made[i] = Line(row.id, row.speaker, row.text, row.emotion, *sizes), utterance
         progress(len(made))
     return [made[i] for i in range(len(part))]
 
 
-def encode(model: Model, heard: Sequence[Any]) -> list[Utterance]:
-    """What the model's encoders make of recordings, each with `samples` and `samples_16k`; without texts."""
+def encode(model: Model, heard: Sequence[Any], fields: Collection[str] = tuple(FROM)) -> list[dict[str, np.ndarray]]:
+    """What the model's encoders make of recordings, each with `samples` and `samples_16k`: fields of `Utterance`."""
     params, cfg = model.params, model.cfg
     narrow = [one.samples_16k for one in heard]
-    semantic, lengths = voice.hear(params, cfg, narrow)
-    codes = repcodec.quantize(params["repcodec"], cfg.repcodec, semantic, lengths).codes
-    samples, counts = voice.padded(narrow, features.SPEECH_RATE)
-    style = campplus.embed(params["campplus"], cfg.campplus, *features.campplus_features(samples, counts))
-    mel, frames = features.mel(*voice.padded([one.samples for one in heard], cfg.mel.rate), cfg.mel)
-    found = [np.asarray(a, np.float32) for a in (semantic, mel, style)]
-    codes, lengths, frames = (np.asarray(a) for a in (codes, lengths, frames))
-    nothing = np.zeros(0, np.int32)
-    return [
-        Utterance(
-            nothing, codes[i, : lengths[i]].astype(np.int32), found[0][i, : lengths[i]].astype(np.float16),
-            found[1][i, : frames[i]], audio.to_int16(one.samples), found[2][i],
-        )
-        for i, one in enumerate(heard)
-    ]  # fmt: skip
+    found: list[dict[str, np.ndarray]] = [{} for _ in heard]
+
+    def keep(field: str, rows: Any, lengths: Any, dtype: Any) -> None:
+        rows, lengths = np.asarray(rows), np.asarray(lengths)
+        for own, row, length in zip(found, rows, lengths, strict=True):
+            own[field] = row[:length].astype(dtype)
+
+    if {"semantic", "codes"} & set(fields):
+        semantic, lengths = voice.hear(params, cfg, narrow)
+        keep("semantic", semantic, lengths, np.float16)
+        keep("codes", repcodec.quantize(params["repcodec"], cfg.repcodec, semantic, lengths).codes, lengths, np.int32)
+    if "style" in fields:
+        samples, counts = voice.padded(narrow, features.SPEECH_RATE)
+        style = campplus.embed(params["campplus"], cfg.campplus, *features.campplus_features(samples, counts))
+        keep("style", style, [style.shape[1]] * len(heard), np.float32)
+    if "mel" in fields:
+        mel, frames = features.mel(*voice.padded([one.samples for one in heard], cfg.mel.rate), cfg.mel)
+        keep("mel", mel, frames, np.float32)
+    if "samples" in fields:
+        for own, one in zip(found, heard, strict=True):
+            own["samples"] = audio.to_int16(one.samples)
+    return found
