@@ -9,14 +9,13 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 
 import indextts_jax
 from indextts_jax import decoding, models, seeds, warmup
@@ -36,6 +35,8 @@ pytestmark = pytest.mark.whole
 PLATFORMS = ("cpu", "cuda", "tpu")
 LANES = 128  # the last axis of a TPU's tile
 INDEXED = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "top_k")
+
+LOOSE = "bfloat16"  # what a user may have set as the precision of products
 
 # Jitted so that they are traced once for several uses.
 PARTS = ("layers._alike", "layers._drawn", "bigvgan.activate")
@@ -255,10 +256,24 @@ class Operation(NamedTuple):
     where: str  # the innermost function of the package that asks for it
 
 
-def lowered(program: Call) -> list[Operation]:
-    """The operations that a TPU is given, those of a function once for every call of it."""
+def module(program: Call, platform: str) -> Any:
+    """What the compiler of a platform is given."""
     traced = program.function.trace(*program.arguments, **program.keywords)
-    module: Any = traced.lower(lowering_platforms=("tpu",)).compiler_ir("stablehlo")
+    return traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
+
+
+@lru_cache(maxsize=1)
+def for_tpu(stage: str) -> Any:
+    return module(programs("bfloat16")[stage], "tpu")
+
+
+def lowered(program: Call) -> list[Operation]:
+    """The operations that a TPU is given."""
+    return operations(module(program, "tpu"))
+
+
+def operations(module: Any) -> list[Operation]:
+    """Those of a function once for every call of it."""
     functions = {function.attributes["sym_name"].value: function.operation for function in module.body.operations}
 
     def inside(operation: Any, looped: bool, where: str) -> Iterator[Operation]:
@@ -331,20 +346,31 @@ def sizes(operations: list[Operation]) -> Iterator[tuple[str, int]]:
 # ---- every stage ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", sorted(jitted()))
-def test_every_stage_lowers_for_every_platform(stage, dtype):
-    assert stage in programs(dtype), "a jitted function of which no program is listed here"
-    assert custom_calls(programs(dtype)[stage]) <= CALLS.keys()
+@pytest.fixture(scope="module", params=sorted(jitted()))
+def stage(request):
+    """One after another, each through all tests, so that it is traced and lowered once for all of them."""
+    return request.param
 
 
-def custom_calls(program: Call) -> set[str]:
-    """The targets of a program's custom calls on all platforms; an error where one of them lacks what it needs."""
+def test_every_stage_lowers_for_every_platform(stage):
+    """In bfloat16 for GPU and TPU, in float32 for a TPU: on a CPU, all other tests run them."""
+    assert stage in programs("bfloat16"), "a jitted function of which no program is listed here"
+    assert custom_calls(programs("bfloat16")[stage], "cuda") <= CALLS.keys()
+    assert targets(for_tpu(stage)) <= CALLS.keys()
+    with jax.default_matmul_precision(LOOSE):  # as it is traced in the tests of precision
+        assert custom_calls(programs("float32")[stage], "tpu") <= CALLS.keys()
+
+
+def custom_calls(program: Call, *platforms: str) -> set[str]:
+    """The targets of a program's custom calls on some platforms; an error where one of them lacks what it needs."""
     found: set[str] = set()
-    for platform in reversed(PLATFORMS):  # one by one: together, JAX would lower a TPU's kernel for the others as well
-        exported = export.export(program.function, platforms=[platform])(*program.arguments, **program.keywords)
-        found.update(re.findall(r"stablehlo\.custom_call @([\w.]+)", exported.mlir_module()))
+    for platform in platforms or PLATFORMS:  # one by one: together, JAX would lower a TPU's kernel for the others, too
+        found |= targets(module(program, platform))
     return found
+
+
+def targets(module: Any) -> set[str]:
+    return set(re.findall(r"stablehlo\.custom_call @([\w.]+)", str(module)))
 
 
 # What is used in float32 and lies in bfloat16 all the same.
@@ -382,7 +408,6 @@ def widened(jaxpr: Any, weights: set[int]) -> Iterator[tuple[int, ...]]:
                 yield from widened(part, {i - begin for i in places})
 
 
-@pytest.mark.parametrize("stage", sorted(jitted()))
 def test_what_is_used_in_float32_is_kept_in_it(stage):
     """Else it is converted anew wherever it is used, in every step of a loop."""
     program = programs("bfloat16")[stage]
@@ -392,12 +417,11 @@ def test_what_is_used_in_float32_is_kept_in_it(stage):
     assert set(widened(traced.jaxpr.jaxpr, weights)) <= set(NARROW)
 
 
-@pytest.mark.parametrize("stage", sorted(jitted()))
 def test_what_is_indexed_is_noted(stage):
     """Another gather in a loop fails here until the table has it, with the reason why it may stay."""
-    operations = lowered(programs("bfloat16")[stage])
-    assert accesses(operations, looped=True) == counts(LOOPS.get(stage, {}))
-    assert not [access for access in accesses(operations, looped=False) if moved(access) >= MANY]
+    found = operations(for_tpu(stage))
+    assert accesses(found, looped=True) == counts(LOOPS.get(stage, {}))
+    assert not [access for access in accesses(found, looped=False) if moved(access) >= MANY]
 
 
 def counts(notes: dict[Access, Note]) -> dict[Access, int]:
@@ -485,9 +509,9 @@ def test_an_access_is_found_in_loops_in_calls_and_nowhere_else():
         row = table.at[places, 0].set(0.0)[:, 1]
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: jax.lax.scan(step, x, length=3)[0], row)
 
-    operations = lowered(one(function, struct((8, 2)), struct((8,), np.int32)))
-    assert accesses(operations, looped=True) == {Access("", "gather", 8, 1): 1}
-    assert accesses(operations, looped=False) == {Access("", "scatter", 8, 1): 1}
+    found = lowered(one(function, struct((8, 2)), struct((8,), np.int32)))
+    assert accesses(found, looped=True) == {Access("", "gather", 8, 1): 1}
+    assert accesses(found, looped=False) == {Access("", "scatter", 8, 1): 1}
 
 
 def test_another_gather_in_the_solver_is_found(monkeypatch):
@@ -538,15 +562,13 @@ NETWORKS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", sorted(jitted()))
 def test_float32_products_are_exact_whatever_the_setting(stage):
     """Float32 weights mean float32: a GPU does not make TF32 of it, nor a TPU bfloat16."""
-    found = products(programs("float32")[stage], "bfloat16")
+    found = products(programs("float32")[stage], LOOSE)
     assert [product for product in found if not product.exact] == []
     assert found or stage not in NETWORKS
 
 
-@pytest.mark.parametrize("stage", sorted(jitted()))
 def test_float32_products_beside_bfloat16_are_exact(stage):
     """What stays float32 where the weights are bfloat16 does so for its precision: no product may round it again."""
     found = products(programs("bfloat16")[stage])

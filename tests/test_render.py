@@ -36,9 +36,8 @@ def test_gradients_of_the_audio_agree_with_finite_differences(model, voice):
         # random, but uphill everywhere: a slope large enough to be measured in float32
         direction = jnp.sign(gradient[name]) * jnp.abs(jax.random.normal(jax.random.key(10 + i), inputs[name].shape))
         slope = float((gradient[name] * direction).sum())
-        step = 5e-3 / abs(
-            slope
-        )  # the loss moves alike for all: a tenth of it shows rounding, ten times as much curvature
+        # The loss moves alike for all: with a tenth of it rounding shows, with ten times as much curvature.
+        step = 5e-3 / abs(slope)
         assert abs(slope) > 1e-4, name
         ends = [float(loss({**inputs, name: inputs[name] + s * step * direction})) for s in (1, -1)]
         measured = (ends[0] - ends[1]) / (2 * step)
