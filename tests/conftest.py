@@ -28,7 +28,7 @@ from tests import small
 # Programs are shared between tests, workers and runs.
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -105,10 +105,11 @@ def levels() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def collections() -> None:
-    """What earlier tests left, JAX's caches above all, is not looked through again at every collection."""
+def caches() -> Iterator[None]:
+    """The programs of a file go with it: what another one needs, too, is read from the disk."""
+    yield
+    jax.clear_caches()
     gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
