@@ -310,7 +310,7 @@ def _attention(layer: Any, heads: int, x: np.ndarray) -> jax.Array:
 def _sampling(case: Case) -> Sampling:
     names = ("repetition_penalty", "length_penalty", "top_k", "top_p", "temperature")
     given = {name: case.meta[name] for name in names if name in case.meta}
-    return Sampling(case.meta.get("beams", 1), case.meta.get("sample", False), **given)
+    return Sampling(case.meta.get("beams", 1), case.meta.get("sample", False), **given).of(case.model.cfg.gpt)
 
 
 def _steps(case: Case, at: str, prefix: Prefix) -> Iterator[Comparison]:

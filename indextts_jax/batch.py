@@ -474,7 +474,8 @@ class _Run:
         names = str(item.voice), "", None
         voice, felt, glossary = (heard.voice_digest, heard.felt_digest, heard.glossary_digest) if heard else names
         feeling = item.feeling and asdict(item.feeling) | {"audio": felt}
-        options = {name: given for name, given in asdict(item.options).items() if LATER.get(name, ...) != given}
+        asked = replace(item.options, sampling=item.options.sampling.of(self._cfg.gpt))
+        options = {name: given for name, given in asdict(asked).items() if LATER.get(name, ...) != given}
         del options["batch"]
         return key(
             text=item.text, voice=voice, start=item.voice_start, feeling=feeling, seed=item.seed,

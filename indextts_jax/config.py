@@ -117,6 +117,7 @@ _LIMITS = {  # by the names of our fields; others are widths
     "rate": _RATE,
     "base": Limits(1.0, 1e12),
     "epsilon": Limits(0.0, 1.0),
+    "repetition_penalty": Limits(1e-3, 1000.0),
 }
 
 
@@ -261,6 +262,8 @@ def _typed(name: str, last: str, hint: Any, value: Any) -> Any:
     """`value` as `hint` has it; name: where it stands, last: of the field that it belongs to."""
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
+        if isinstance(value, dict):  # written before there was such an entry
+            value = {entry: None for entry, kind in hints.items() if type(None) in typing.get_args(kind)} | value
         if not isinstance(value, dict) or value.keys() != hints.keys():
             wrong = short(sorted(value.keys() ^ hints.keys())) if isinstance(value, dict) else "all"
             raise ConfigError(f"{name}: entries are missing or unknown: {wrong}")

@@ -13,7 +13,7 @@ in which its attention adds up does too.
 Dimensions: B rows decoded at once, K beams, C codes, V code vocabulary, S cache slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from indextts_jax.models.layers import by_product, valid
 BLOCK = 256  # slots of the cache that lie together: it grows by whole blocks
 CHUNK = 16  # steps between two looks at whether rows have finished
 COMPACT = 64  # steps of a row after which the slots that none of its beams sees are dropped; a multiple of CHUNK
+REPETITION_PENALTY = 10.0  # the reference's
 UNLIKELY = -1e9  # running score of all beams but the first before the first step, so that they do not count yet
 
 
@@ -50,7 +51,7 @@ class Sampling:
     top_k: int = 30  # 0: all
     top_p: float | Array = 0.8
     temperature: float | Array = 0.8
-    repetition_penalty: float | Array = 10.0
+    repetition_penalty: float | Array | None = None  # None: the model's own, see `of`
     length_penalty: float | Array = 0.0  # a hypothesis counts as its score / length ** length_penalty
 
     def __post_init__(self) -> None:
@@ -64,6 +65,11 @@ class Sampling:
         ):
             if isinstance(value, float | int) and not low <= value <= high:
                 raise Error(f"{name} is {value}, but must lie between {low} and {high}")
+
+    def of(self, cfg: GPTConfig) -> "Sampling":
+        """These settings with numbers for all: those of the model where none is given."""
+        own = cfg.repetition_penalty if self.repetition_penalty is None else self.repetition_penalty
+        return replace(self, repetition_penalty=REPETITION_PENALTY if own is None else own)
 
 
 class Codes(NamedTuple):
@@ -116,11 +122,12 @@ def process(scores: Array, seen: Array, sampling: Sampling) -> Array:
     """The reference's chain: repetition penalty, and when sampling temperature, top-k and top-p.
 
     scores [B, ..., V] float32, seen [B, ..., V] bool -> [B, ..., V] float32, −inf where removed. Equal scores stay or
-    go together. With beams at least two are kept.
+    go together. With beams at least two are kept. sampling: with a number for everything (`Sampling.of`).
     """
 
-    def each(value: float | Array) -> Array:
+    def each(value: float | Array | None) -> Array:
         """A number, or one per row [B], against the scores."""
+        assert value is not None
         array = jnp.asarray(value, scores.dtype)
         return array.reshape(array.shape + (1,) * (scores.ndim - 1)) if array.ndim else array
 
@@ -265,7 +272,7 @@ def empty(cfg: GPTConfig, sampling: Sampling, rows: int, blocks: int, dtype: jnp
         caches, recent, visible, counts, counts, counts == 0, seen, part,
         Trace(whole + cfg.stop_code, whole, whole.astype(jnp.float32)),
         Hypotheses(part, part.astype(jnp.int32) - 1, part.astype(jnp.int32)),
-        jnp.zeros((B, seeds.WORDS), jnp.uint32), _per_row(sampling, B), counts,
+        jnp.zeros((B, seeds.WORDS), jnp.uint32), _per_row(cfg, sampling, B), counts,
     )  # fmt: skip
 
 
@@ -276,8 +283,8 @@ def more(cfg: GPTConfig, state: State, blocks: int) -> tuple[tuple[LayerCache, .
     return tuple(zip(*(gpt.empty(cfg, B, BLOCK, dtype) for _ in range(blocks)), strict=True))
 
 
-def _per_row(sampling: Sampling, rows: int) -> Sampling:
-    return jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (rows,)), sampling)
+def _per_row(cfg: GPTConfig, sampling: Sampling, rows: int) -> Sampling:
+    return jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (rows,)), sampling.of(cfg))
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="state")

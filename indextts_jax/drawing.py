@@ -174,7 +174,9 @@ class Drawing:
         P, beams = prefix.embeddings.shape[1], self._sampling.beams
         least = _blocks(max(P, int(np.asarray(prefix.lengths)[0]) + beams * min(CHUNK, limit)))
         if self._state is None:
-            empty = decoding.empty(self._cfg, _numbers(draw.sampling), self.rows, least, prefix.embeddings.dtype)
+            empty = decoding.empty(
+                self._cfg, _numbers(draw.sampling, self._cfg), self.rows, least, prefix.embeddings.dtype
+            )
             place = getattr(jax.tree.leaves(self._params)[0], "sharding", None)
             if place is not None and not isinstance(place, NamedSharding):
                 # As bound to a device as what comes of the weights: another program would be compiled for the first
@@ -187,7 +189,7 @@ class Drawing:
         key = np.asarray(seeds.data(seeds.of_attempt(draw.key, draw.attempts)))
         self._state = decoding.admit(
             self._cfg, self._state, prefix.lengths, logits, caches, np.array([row], np.int32), key[None],
-            _numbers(draw.sampling), np.array([limit], np.int32),
+            _numbers(draw.sampling, self._cfg), np.array([limit], np.int32),
         )  # fmt: skip
         self._places[row] = draw
         draw.attempts += 1
@@ -233,9 +235,9 @@ def _blocks(slots: int) -> int:
     return buckets.bucket(-(-slots // decoding.BLOCK), buckets.BLOCKS)
 
 
-def _numbers(sampling: Sampling) -> Sampling:
-    """The same settings as arrays of one row, so that numbers and arrays do not make two programs."""
-    return jax.tree.map(lambda value: np.full(1, value, np.float32), sampling)
+def _numbers(sampling: Sampling, cfg: GPTConfig) -> Sampling:
+    """The same settings as arrays of one row, so that numbers, arrays and None are one program."""
+    return jax.tree.map(lambda value: np.full(1, value, np.float32), sampling.of(cfg))
 
 
 def generate(

@@ -111,7 +111,7 @@ class Defaults:
     temperature: float = 0.8
     top_k: int = 30
     top_p: float = 0.8
-    repetition_penalty: float = 10.0
+    repetition_penalty: float | None = None
     length_penalty: float = 0.0
     max_codes: int = 1500
     retries: int = 0

@@ -195,7 +195,7 @@ def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
 
 
 def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
-    sampling = jax.tree.map(lambda _: struct((1,)), options.sampling)
+    sampling = jax.tree.map(lambda _: struct((1,)), options.sampling.of(cfg.gpt))
     beams, dtype = sampling.beams, jax.tree.leaves(params["gpt"])[0].dtype
     ahead = cfg.conditioner.speaker.latents + 5  # slots before and after a text
     longest, most = max(uses.texts) + ahead, min(max(uses.codes), options.max_codes)

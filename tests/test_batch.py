@@ -145,7 +145,9 @@ def test_options_that_came_later_are_no_part_of_a_key_where_they_change_nothing(
         keys = batch._Run(asked, [model], journal, watch)._key
     [item, *_] = asked.items()
     plain = replace(item, options=replace(item.options, **batch.LATER))
-    own = {name: value for name, value in asdict(plain.options).items() if name not in (*batch.LATER, "batch")}
+    drawn = replace(plain.options, sampling=plain.options.sampling.of(model.cfg.gpt))
+    own = {name: value for name, value in asdict(drawn).items() if name not in (*batch.LATER, "batch")}
+    assert own["sampling"]["repetition_penalty"] == 10.0  # as when it belonged to no model
     found = []
 
     def note(**parts):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -208,9 +209,18 @@ def test_json_and_back(tiny):
     assert tiny.cfg != Config()
 
 
+def test_what_an_older_model_does_not_say_is_none(tiny):
+    values = to_dict(tiny.cfg)
+    del values["gpt"]["repetition_penalty"], values["mel"]["fmax"]
+    assert from_dict(Config, values) == tiny.cfg
+    values["gpt"]["repetition_penalty"] = 1.5
+    assert from_dict(Config, values) == replace(tiny.cfg, gpt=replace(tiny.cfg.gpt, repetition_penalty=1.5))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("gpt.repetition_penalty", 0.0, r"^Config\.gpt\.repetition_penalty is 0\.0, but must lie between 0\.001 and"),
         ("gpt.heads", ..., r"^Config\.gpt: entries are missing or unknown: \['heads'\]$"),
         ("gpt.colour", 1, r"^Config\.gpt: entries are missing or unknown: \['colour'\]$"),
         ("vocoder", {}, r"^Config: entries are missing or unknown: \['vocoder'\]$"),

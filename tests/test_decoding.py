@@ -18,7 +18,7 @@ from indextts_jax.models import gpt
 from tests.marks import LONG
 from tests.small import GPT, normal, parameters
 
-GREEDY, SAMPLED = Sampling(beams=1, sample=False), Sampling(beams=1)
+GREEDY, SAMPLED = Sampling(beams=1, sample=False).of(GPT), Sampling(beams=1).of(GPT)
 
 
 def with_stop_bias(params, cfg, bias):

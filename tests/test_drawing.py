@@ -128,6 +128,19 @@ def test_settings_of_rows_are_arrays(beams):
         assert (other.codes != together.codes).any()
 
 
+def test_the_penalty_that_is_not_given_is_the_model_s():
+    """In a model that has its own, and in one that leaves it to the reference."""
+    params, texts = with_stop_bias(parameters("gpt", GPT), GPT, -9.0), np.full((1, 5), 7, np.int32)
+    for cfg, own, other in ((GPT, 10.0, 1.0), (replace(GPT, repetition_penalty=1.0), 1.0, 10.0)):
+        prefix = gpt.prefix(params, cfg, normal(1, 1, 4, 16), normal(2, 1, 16), texts, np.array([5]))
+        drawn = [
+            drawing.generate(params, cfg, prefix, [0], Sampling(1, repetition_penalty=penalty), 13).codes.tolist()
+            for penalty in (None, own, other)
+        ]
+        assert drawn[0] == drawn[1] != drawn[2]
+        assert decoding.decode(params, cfg, prefix, seeds.key(0)[None], Sampling(1), 13).codes.tolist() == drawn[0]
+
+
 def test_a_row_that_stops_at_once_gives_its_place_at_once(monkeypatch):
     """No step is taken while a row is done and another waits."""
     params, cfg = with_stop_bias(parameters("gpt", GPT), GPT, 3.0), GPT

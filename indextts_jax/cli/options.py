@@ -249,9 +249,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--repetition-penalty",
         type=number(float, 1e-3, 1000),
-        default=10.0,
         metavar="X",
-        help="how strongly to avoid codes that were drawn before; 1: not at all (%(default)s)",
+        help="how strongly to avoid codes that were drawn before; 1: not at all (10, or what the model says)",
     )
     group.add_argument(
         "--length-penalty",

@@ -43,6 +43,7 @@ class GPTConfig:
     stop_text: int = 1
     start_code: int = 8192
     stop_code: int = 8193
+    repetition_penalty: float | None = None  # with which codes are drawn unless told otherwise; None: the reference's
 
     @property
     def most_texts(self) -> int:

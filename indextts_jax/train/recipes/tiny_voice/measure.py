@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indextts_jax import audio, features, pipeline, rules, voice
-from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error, NotFound
 from indextts_jax.model import Model, load
 from indextts_jax.models import bigvgan, repcodec
@@ -32,8 +31,7 @@ from indextts_jax.voice import Voice
 WAYS = ("teacher", "vocoder", "codes", "speech")
 JOINED = 6  # sentences that are heard at once
 _PAUSE = 0.5  # seconds between them
-# The default penalty of repetitions, 10, is for a large codebook: of 1024 codes, speech repeats many.
-OPTIONS = Options(sampling=Sampling(repetition_penalty=1.0), retries=2)
+OPTIONS = Options(retries=2)
 
 
 class Sentence(NamedTuple):

@@ -61,6 +61,7 @@ SIZES = Config(
     gpt=GPTConfig(
         width=WIDTH, layers=6, heads=4, text_vocabulary=PIECES + 1, text_positions=122, code_vocabulary=CODES + 2,
         code_positions=503, start_code=CODES, stop_code=CODES + 1,
+        repetition_penalty=1.0,  # of 1024 codes, speech repeats many
     ),
     s2mel=S2MelConfig(
         style=STYLE, semantic=SEMANTIC, latent=WIDTH, latent_layers=(128, 64, SEMANTIC), regulator_channels=160,
