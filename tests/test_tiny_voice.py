@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -182,6 +183,28 @@ def test_one_model_is_made_of_several(folder, tmp_path):
     assert (tmp_path / "whole" / "bpe.model").read_bytes() == (folder / "bpe.model").read_bytes()
     with pytest.raises(Error, match="gpt is none of"):
         assemble.assemble(folder, tmp_path / "other", {"gpt": tmp_path / "run"})
+
+
+def test_a_model_of_half_size(folder, tmp_path):
+    """It is loaded as any other; a part of it is kept, and is found again where a model is put together."""
+    assemble.assemble(folder, tmp_path / "half", {}, half=True)
+    half, whole = load(tmp_path / "half"), load(folder)
+    assert half.cfg == whole.cfg
+    for name, tree in whole.params.items():
+        expected = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float16).astype(np.float32), tree)
+        jax.tree.map(np.testing.assert_array_equal, half.params[name], expected)
+    sizes = [sum(f.stat().st_size for f in at.rglob("d/*")) for at in (folder, tmp_path / "half")]
+    saved = 2 * sum(leaf.size for leaf in jax.tree.leaves(whole.params))
+    assert saved / 2 < sizes[0] - sizes[1] < 2 * saved  # what else is in these files is larger in a small model
+    assemble.assemble(folder, tmp_path / "part", {}, half=True, only=["repcodec"])
+    assert {path.name for path in (tmp_path / "part").iterdir() if path.is_dir()} == {"repcodec"}
+    assemble.assemble(folder, tmp_path / "again", {"repcodec": tmp_path / "part"})
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "again").params["repcodec"], half.params["repcodec"])
+    large = jax.tree.map(lambda leaf: leaf + np.float32(1e5), whole.params["repcodec"])
+    checkpoint.derive(folder, tmp_path / "large", {"repcodec": large})
+    with pytest.raises(Error, match="repcodec: some weights are too large for float16"):
+        assemble.assemble(tmp_path / "large", tmp_path / "no", {}, half=True)
+    assert not (tmp_path / "no").exists()
 
 
 # ---- what is measured -----------------------------------------------------------------------------------------------

@@ -1,29 +1,38 @@
 """python -m indextts_jax.train.recipes.tiny_voice.assemble BASE OUT bigvgan=RUN/model: one model of several runs.
 
-Stages that need nothing of each other are trained side by side, each to a model of its own.
+Stages that need nothing of each other are trained side by side, each to a model of its own. With --half the weights are
+written in float16, for a model that is shipped; --only writes some components alone, to be kept until the others are
+trained: such a folder is no model, but may be named here again.
 """
 
 import argparse
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from indextts_jax import checkpoint
+from indextts_jax import checkpoint, files, models
+from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.train.recipes.tiny_voice import command
 
 COMPONENTS = ("w2vbert", "repcodec", "campplus", "bigvgan")  # which are whole by themselves
 
 
-def assemble(base: Path, out: Path, others: dict[str, Path]) -> None:
+def assemble(
+    base: Path, out: Path, others: dict[str, Path], half: bool = False, only: Sequence[str] | None = None
+) -> None:
     """Write into `out`, which must not exist, the model in `base` with components of other folders.
 
-    Raises NotFound, ModelError, FileError, and Error for components of other sizes.
+    half: in float16, else float32; only: the components to write. Raises NotFound, ModelError, FileError, and Error for
+    components of other sizes, or with weights that float16 cannot hold.
     """
-    cfg, _ = checkpoint.read_description(base)
+    cfg, source = checkpoint.read_description(base)
     changed: dict[str, Any] = {}
     for component, folder in others.items():
         if component not in COMPONENTS:
@@ -31,15 +40,44 @@ def assemble(base: Path, out: Path, others: dict[str, Path]) -> None:
         own = getattr(cfg, component)
         if getattr(checkpoint.read_description(folder)[0], component) != own:
             raise Error(f"{folder}: its {component} has other sizes than that of {base}")
-        changed[component] = jax.device_get(checkpoint.restore(folder, component, own, jnp.dtype(jnp.float32)))
-    checkpoint.derive(base, out, changed)
+        changed[component] = _read(folder, component, cfg)
+    if not half and only is None:
+        checkpoint.derive(base, out, changed)
+        return
+    with files.whole(out) as partial:
+        for path in base.iterdir():
+            if path.is_file() and path.name in ("bpe.model", "glossary.yaml"):
+                shutil.copyfile(path, partial / path.name)
+        for component in models.COMPONENTS if only is None else only:
+            tree = changed[component] if component in changed else _read(base, component, cfg)
+            checkpoint.save(
+                partial, component, getattr(cfg, component), _halved(component, tree) if half else tree
+            )  # fmt: skip
+        checkpoint.save_description(partial, cfg, source)
+
+
+def _read(folder: Path, component: str, cfg: Config) -> Any:
+    return jax.device_get(checkpoint.restore(folder, component, getattr(cfg, component), jnp.dtype(jnp.float32)))
+
+
+def _halved(component: str, tree: Any) -> Any:
+    """Raises Error for what float16 cannot hold."""
+    with np.errstate(over="ignore"):
+        made = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float16), tree)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made)):
+        raise Error(f"{component}: some weights are too large for float16; leave out --half")
+    return made
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path, metavar="BASE", help="folder of the model that has all the rest")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the new model; must not exist")
-    parser.add_argument("others", nargs="+", metavar="COMPONENT=FOLDER", help=", ".join(COMPONENTS))
+    parser.add_argument("others", nargs="*", metavar="COMPONENT=FOLDER", help=", ".join(COMPONENTS))
+    parser.add_argument("--half", action="store_true", help="write the weights in float16")
+    parser.add_argument(
+        "--only", nargs="+", choices=models.COMPONENTS, metavar="COMPONENT", help="write these components alone"
+    )
     return command.run(parser, _run)
 
 
@@ -48,7 +86,8 @@ def _run(options: argparse.Namespace) -> None:
     for name, _, folder in pairs:
         if not folder:
             raise Error(f"{name}: names no folder; write {name}=FOLDER")
-    assemble(options.base, options.out, {name: Path(folder) for name, _, folder in pairs})
+    others = {name: Path(folder) for name, _, folder in pairs}
+    assemble(options.base, options.out, others, options.half, options.only)
 
 
 if __name__ == "__main__":
