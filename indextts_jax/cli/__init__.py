@@ -12,6 +12,7 @@ from indextts_jax.cli import (
     batch,
     bench,
     convert,
+    download,
     emotion,
     export,
     info,
@@ -26,7 +27,7 @@ from indextts_jax.cli import (
 from indextts_jax.cli.options import Parser
 from indextts_jax.errors import Error
 
-COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench, prepare, train, merge, export)
+COMMANDS = (download, convert, info, voice, emotion, text, speak, batch, warmup, bench, prepare, train, merge, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,10 +24,18 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-def command(commands: Any, name: str, run: Callable[..., None], text: str, usage: str) -> argparse.ArgumentParser:
-    """The parser of one command, which `run` does; `usage` shows what it is mostly used with."""
+def command(
+    commands: Any, name: str, run: Callable[..., None], text: str, usage: str, *examples: str
+) -> argparse.ArgumentParser:
+    """The parser of one command, which `run` does; `usage` shows what it is mostly used with, `examples` are whole."""
     sub = commands.add_parser(
-        name, help=text, description=text, prog=f"indextts-jax {name}", usage=f"%(prog)s {usage}", add_help=False
+        name,
+        help=text,
+        description=text,
+        prog=f"indextts-jax {name}",
+        usage=f"%(prog)s {usage}",
+        add_help=False,
+        epilog="\n".join((f"example{'s' * (len(examples) > 1)}:", *(f"  {line}" for line in examples))),
     )
     sub.set_defaults(command=run, parser=sub)
     return sub
