@@ -11,7 +11,7 @@ LAYERS = (
     ("errors", "buckets", "timing", "models.layers", "ends"),
     ("interrupts", "models", "features", "seeds", "yaml_file", "rules", "shards", "pauses"),
     ("files",),
-    ("config", "decoding", "text", "journal", "download"),
+    ("config", "decoding", "text", "journal", "download", "settings"),
     ("audio", "loudness", "stages", "emotion", "checksums", "drawing", "lora"),
     ("voice", "reader", "joining", "growing"),
     ("render", "checkpoint", "request"),

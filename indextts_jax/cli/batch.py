@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
         "everyday", "Options are defaults for rows of the manifest that leave out the field of the same name."
     )
     group.add_argument("manifest", type=Path, metavar="MANIFEST", help="JSON Lines (.jsonl) or CSV (.csv), in UTF-8")
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument(
         "--output-dir", type=Path, required=True, metavar="DIR", help="folder of the audio files and the journal"
     )

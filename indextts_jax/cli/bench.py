@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_common, add_model, command, dtypes, number, numbers
+from indextts_jax.cli.options import MODEL_HELP, add_common, command, dtypes, model_folder, number, numbers
 from indextts_jax.cli.shared import check_outputs, check_plot, read_file
 from indextts_jax.errors import Error
 
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("settings", "Several values, separated by commas, are run one after another.")
-    add_model(group)
+    group.add_argument("--model", type=model_folder, metavar="DIR", help=f"{MODEL_HELP} (default: random weights)")
     group.add_argument(
         "--dtype",
         type=dtypes,

@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     source.add_argument("text", nargs="?", metavar="TEXT", help="Qwen reads the weights off it; - is standard input")
     source.add_argument("--audio", type=Path, metavar="FILE", help="recording, or an Emotion file to look into")
     source.add_argument("--weights", metavar="W", help="happy=0.6,calm=0.2, or all eight weights")
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="Emotion file to write (.safetensors)")
     group.add_argument("--force", action="store_true", help="replace the output file if it exists")
     group.add_argument("--json", action="store_true", help="print the weights as JSON")

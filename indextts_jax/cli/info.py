@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_common, command
+from indextts_jax.cli.options import add_common, add_model_place, command
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "info", run, "Show what a converted model is made of.", "DIR [options]")
+    sub = command(commands, "info", run, "Show what a converted model is made of.", "[MODEL] [options]")
+    sub.bare = True
     group = sub.add_argument_group("everyday")
-    group.add_argument("model", type=Path, metavar="DIR", help="folder that `indextts-jax convert` made")
+    add_model_place(sub, group)
     group.add_argument("--verify", action="store_true", help="check every file against the checksums of the conversion")
     add_common(sub)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indextts_jax import interrupts
+from indextts_jax.cli.defaults import forget
 from indextts_jax.cli.options import (
     add_common,
     add_device,
@@ -60,8 +61,8 @@ def add(commands: Any) -> None:
     usage = "--model DIR --voice FILE (--text TEXT | --text-file FILE) -o FILE [options]"
     sub = command(commands, "speak", run, "Speak a text in the voice of a recording.", usage)
     group = sub.add_argument_group("everyday")
-    model = group.add_mutually_exclusive_group(required=True)
-    add_model(model)
+    model = group.add_mutually_exclusive_group()
+    add_model(sub, model)
     model.add_argument("--random-init", type=Path, metavar="CONFIG", help=argparse.SUPPRESS)
     group.add_argument(
         "--voice",
@@ -202,6 +203,8 @@ def _kind(options: argparse.Namespace) -> str:
     from indextts_jax import audio
 
     named = audio.kind_of(options.output)
+    if named:
+        forget(options, "format")
     if options.format is None and named is None:
         raise Error(f"--output {options.output}: let its name end in .wav, .flac or .ogg, or add --format")
     if options.format and named and named != options.format:
@@ -229,9 +232,14 @@ def _read_emotion(options: argparse.Namespace, text: str) -> Any:
     from indextts_jax import audio, checkpoint, emotion, pauses
     from indextts_jax.emotion import Emotion
 
+    felt, path = None, options.emotion_audio
+    if options.emotion is None and options.emotion_text is None and not options.emotion_from_text:
+        if path is None or path.suffix != ".safetensors":  # without weights
+            forget(options, "emotion_random", "emotion_normalize")
+        if path is None:
+            forget(options, "emotion_alpha")
     alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
     changes = [name for name in ("random", "normalize") if getattr(options, f"emotion_{name}")]
-    felt, path = None, options.emotion_audio
     if options.emotion is not None:
         felt = Emotion(emotion.parse(options.emotion), alpha=alpha)
     elif options.emotion_text is not None or options.emotion_from_text:

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     sub = command(commands, "text", run, about, usage)
     group = sub.add_argument_group("everyday")
     group.add_argument("text", metavar="TEXT", help="the text; - is standard input")
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument("--json", action="store_true", help="print all of it as JSON")
     add_text(group)
     add_common(sub)

@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_common, command, number
+from indextts_jax.cli.options import add_common, add_model, command, number
 from indextts_jax.cli.shared import check_plot, progress_of
 
 STAGES = {
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="settings in YAML; docs/training.md lists them"
     )
-    group.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of the model to begin with")
+    add_model(sub, group)
     group.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for checkpoints, the log and what comes of it"
     )

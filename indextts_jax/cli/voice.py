@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "source", type=Path, metavar="RECORDING", help="recording, or a Voice file (.safetensors) to look into"
     )
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="Voice file to write (.safetensors)")
     group.add_argument("--force", action="store_true", help="replace the output file if it exists")
     group.add_argument(
