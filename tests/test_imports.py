@@ -19,7 +19,7 @@ LAYERS = (
     ("chunks",),
     ("scheduling",),
     ("pipeline", "devices"),
-    ("warmup", "streaming"),
+    ("warmup", "streaming", "check"),
     ("model",),
     ("hearing",),
     ("batch",),

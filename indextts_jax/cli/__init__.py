@@ -11,6 +11,8 @@ from indextts_jax import __version__, interrupts, settings
 from indextts_jax.cli import (
     batch,
     bench,
+    check,
+    completion,
     config,
     convert,
     defaults,
@@ -26,26 +28,13 @@ from indextts_jax.cli import (
     voice,
     warmup,
 )
-from indextts_jax.cli.options import Parser
+from indextts_jax.cli.options import Formatter, Parser
 from indextts_jax.errors import Error
 
 COMMANDS = (
-    download,
-    convert,
-    info,
-    voice,
-    emotion,
-    text,
-    speak,
-    batch,
-    warmup,
-    bench,
-    prepare,
-    train,
-    merge,
-    export,
-    config,
-)
+    download, convert, check, config, info, speak, batch, voice, emotion, text, warmup, bench, prepare, train, merge,
+    export, completion,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +101,13 @@ def _fail(message: str, status: int = 1) -> int:
 
 def _parser() -> Parser:
     about = "IndexTTS-2 zero-shot text-to-speech in JAX: text and a recording of a voice in, speech in that voice out."
-    parser = Parser("indextts-jax", description=about, usage="indextts-jax COMMAND [options]")
+    examples = (
+        "indextts-jax download checkpoints --convert model --accept-licence",
+        "indextts-jax config set model model",
+        'indextts-jax speak --voice voice.wav --text "Hello." -o hello.wav',
+    )
+    usage, epilog = "indextts-jax COMMAND [options]", "\n  ".join(("examples:", *examples))
+    parser = Parser("indextts-jax", description=about, usage=usage, epilog=epilog, formatter_class=Formatter)
     parser.add_argument("--version", action="version", version=f"indextts-jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for each in COMMANDS:

@@ -33,10 +33,13 @@ if TYPE_CHECKING:
     from indextts_jax.shards import Shard
 
 
+EXAMPLES = ("indextts-jax batch texts.jsonl --voice voice.wav --output-dir spoken",)
+
+
 def add(commands: Any) -> None:
-    usage = "MANIFEST --model DIR --output-dir DIR [options]"
+    usage = "MANIFEST --output-dir DIR [options]"
     about = "Speak every item of a manifest; run the same command again after an interruption, and it goes on."
-    sub = command(commands, "batch", run, about, usage)
+    sub = command(commands, "batch", run, about, usage, *EXAMPLES)
     group = sub.add_argument_group(
         "everyday", "Options are defaults for rows of the manifest that leave out the field of the same name."
     )

@@ -17,9 +17,15 @@ log = logging.getLogger("indextts_jax")
 TARGETS = ("v4", "v5e", "v5p", "v6e", "h100", "h200")
 
 
+EXAMPLES = (
+    "indextts-jax bench --model model --batch 1,8",
+    "indextts-jax bench --target v5e --dtype bfloat16",
+)
+
+
 def add(commands: Any) -> None:
     about = "Time every stage and the whole chain, beside what the machine could do at best."
-    add_arguments(command(commands, "bench", run, about, "[--model DIR] [options]"))
+    add_arguments(command(commands, "bench", run, about, "[--model DIR] [options]", *EXAMPLES))
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -18,8 +19,9 @@ class Formatter(argparse.HelpFormatter):
     """Help that fits the terminal: a usage line is folded, and examples stay as they are."""
 
     def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
-        text = super()._format_usage(usage, actions, groups, prefix)
-        return textwrap.fill(" ".join(text.split()), self._width, subsequent_indent=" " * 7) + "\n\n"
+        text = " ".join(super()._format_usage(usage, actions, groups, prefix).split())
+        text = re.sub("(-[a-z-]+) (?=[A-Z])", "\\1\0", text)  # an option stays with its value
+        return textwrap.fill(text, self._width, subsequent_indent=" " * 7).replace("\0", " ") + "\n\n"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith("example") else super()._fill_text(text, width, indent)
@@ -75,7 +77,7 @@ def command(commands: Any, name: str, run: Callable[..., None], text: str, usage
     """The parser of one command, which `run` does; `usage` shows what it is mostly used with, `examples` are whole."""
     sub = commands.add_parser(
         name,
-        help=text,
+        help=f"{text.partition('. ')[0].rstrip('.')}.",  # the first sentence
         description=text,
         prog=f"indextts-jax {name}",
         usage=f"%(prog)s {usage}",

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -57,9 +58,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+EXAMPLES = (
+    'indextts-jax speak --voice voice.wav --text "Hello." -o hello.wav',
+    "indextts-jax speak --voice anna.safetensors --text-file chapter.txt -o a.flac",
+    'indextts-jax speak --voice voice.wav --text "Hello." --stream -',
+)
+
+
 def add(commands: Any) -> None:
-    usage = "--model DIR --voice FILE (--text TEXT | --text-file FILE) -o FILE [options]"
-    sub = command(commands, "speak", run, "Speak a text in the voice of a recording.", usage)
+    usage = "--voice FILE (--text TEXT | --text-file FILE) -o FILE [options]"
+    sub = command(commands, "speak", run, "Speak a text in the voice of a recording.", usage, *EXAMPLES)
     group = sub.add_argument_group("everyday")
     model = group.add_mutually_exclusive_group()
     add_model(sub, model)
@@ -94,6 +102,7 @@ def add(commands: Any) -> None:
         "estimate from the lengths of the words",
     )
     group.add_argument("--force", action="store_true", help="replace output files that exist")
+    group.add_argument("--json", action="store_true", help="print what was spoken as one line of JSON, not for people")
     group.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
     )
@@ -194,7 +203,9 @@ def run(options: argparse.Namespace) -> None:
     if options.subtitles:
         joining.write(options.subtitles, [segment.cue for segment in speech.segments], speech.rate)
     speech.save(options.output, kind, options.sample_rate, options.normalize)  # last: where it is, all is
-    if not options.quiet:
+    if options.json:
+        print(json.dumps(_report(options.output, speech, reading, speaking), ensure_ascii=False))
+    elif not options.quiet:
         print(_summary(options.output, speech, reading, speaking))
 
 
@@ -212,6 +223,17 @@ def _kind(options: argparse.Namespace) -> str:
     kind = options.format or named or "wav"
     check_format(kind, options)
     return kind
+
+
+def _report(path: Path, speech: "Audio", reading: "Stopwatch", speaking: "Stopwatch") -> dict[str, Any]:
+    """What a script wants to know of what was spoken; times in seconds."""
+    segments = [
+        {"text": segment.text, "start": segment.start / speech.rate, "end": segment.end / speech.rate}
+        for segment in speech.segments
+    ]
+    times = {"reading": reading.seconds, "preparing": speaking.preparing, "total": reading.seconds + speaking.seconds}
+    sound = {"output": str(path), "seconds": len(speech.samples) / speech.rate, "segments": segments}
+    return sound | {"times": {name: round(seconds, 3) for name, seconds in times.items()}}
 
 
 def _summary(path: Path, speech: "Audio", reading: "Stopwatch", speaking: "Stopwatch") -> str:

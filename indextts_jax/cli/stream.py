@@ -61,7 +61,7 @@ def check_stream(options: argparse.Namespace) -> "Streaming | None":
         raise Error(f"--stream {options.stream}: takes no file; use --stream --output {options.stream}, or --stream -")
     if options.stream == STDOUT and options.output is not None:
         raise Error("--stream - writes to standard output: leave out --output, or the -")
-    alone = ("save", "plot", "flow_noise", "retries", "duration", "normalize")
+    alone = ("save", "plot", "flow_noise", "retries", "duration", "normalize", "json")
     forget(options, *alone, "format")
     if name := next((name for name in alone if getattr(options, name)), None):
         raise Error(f"--{name.replace('_', '-')} needs all of a segment before it is heard: leave it out with --stream")

@@ -18,14 +18,17 @@ STAGES = {
 }
 
 
+EXAMPLES = ("indextts-jax train gpt --config gpt.yaml --output run --lora 16",)
+
+
 def add(commands: Any) -> None:
     about = (
         "Train a stage of a model on a corpus that `indextts-jax prepare` made. The same command again goes on from "
         "the last checkpoint. Stages: " + "; ".join(f"{name}, {what}" for name, what in STAGES.items()) + "."
     )
-    sub = command(commands, "train", run, about, "STAGE --config FILE --model DIR --output DIR [options]")
+    sub = command(commands, "train", run, about, "STAGE --config FILE --output DIR [options]", *EXAMPLES)
     group = sub.add_argument_group("everyday")
-    group.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    group.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help=", ".join(STAGES))
     group.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="settings in YAML; docs/training.md lists them"
     )
