@@ -43,4 +43,7 @@ def run(options: argparse.Namespace) -> None:
         report = {"ok": not wrong, "findings": [finding._asdict() for finding in found]}
         print(json.dumps(report, ensure_ascii=False, indent=1))
     if wrong:
-        raise Error(f"{len(wrong)} of {len(found)} findings are not good: {', '.join(each.what for each in wrong[:5])}")
+        more = ", ..." if len(wrong) > 5 else ""
+        raise Error(
+            f"not good: {', '.join(each.what for each in wrong[:5])}{more}; each has a line that says what to do"
+        )
