@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +29,14 @@ from indextts_jax import files, interrupts
 from indextts_jax.errors import Error, shown
 from indextts_jax.files import FileError
 
+log = logging.getLogger(__name__)
+
 RECORD = "download.json"
 QWEN = "qwen0.6bemo4-merge"
 AGAIN = "run the same command again: it goes on where it was"
 _MOST_RECORD = 1_000_000  # bytes
 _BLOCK = 1 << 20
+_ATTEMPTS = 3  # that bring nothing, until the network counts as gone
 
 
 class DownloadError(Error):
@@ -276,9 +280,10 @@ class _Counted:
 
 def _fetch(folder: Path, file: File, progress: Callable[[int], None]) -> None:
     """What is missing of one file, which then has its name."""
-    from huggingface_hub import file_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, file_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
+    constants.DOWNLOAD_CHUNK_SIZE = _BLOCK  # of 10 MB, all that has come of one would be lost with the connection
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt
     part, repository = _part(folder, file), file.repository
@@ -295,7 +300,19 @@ def _fetch(folder: Path, file: File, progress: Callable[[int], None]) -> None:
         elif had < file.size or not file.size:
             url = hf_hub_url(repository.name, file.path, revision=repository.revision, endpoint=endpoint())
             headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # of a compressed one no part can be had
-            file_download.http_get(url, counted, resume_size=had, headers=headers, expected_size=file.size)
+            attempts = _ATTEMPTS
+            while attempts:
+                before = counted.tell()
+                try:
+                    file_download.http_get(url, counted, resume_size=before, headers=headers, expected_size=file.size)
+                    break
+                except Exception as error:  # of whichever library it uses
+                    interrupts.check()
+                    attempts = _ATTEMPTS if counted.tell() > before else attempts - 1
+                    if not attempts or not _is_network(error):
+                        raise
+                    log.info("%s: the connection broke (%s); it is taken up again", file.path, shown(error))
+                    time.sleep(1)
         opened.flush()
         os.fsync(opened.fileno())
     if not _is_right(part, file, lambda n: interrupts.check()):
@@ -360,6 +377,12 @@ def _explained(repository: Repository, folder: Path | None = None) -> Iterator[N
         raise DownloadError(message) from error
 
 
+def _is_network(error: Exception) -> bool:
+    """Whether the connection failed, and not what was asked for."""
+    library = type(error).__module__.split(".")[0].startswith(("httpx", "httpcore", "requests", "urllib3"))
+    return isinstance(error, ConnectionError | TimeoutError) or library
+
+
 def _message(error: Exception, repository: Repository) -> str | None:
     """In one line; None for what is a bug."""
     from huggingface_hub import errors
@@ -379,8 +402,7 @@ def _message(error: Exception, repository: Repository) -> str | None:
         return f"{name}: {where} answers with status {status}; wait, and {AGAIN}"
     if isinstance(error, OSError) and "Consistency check" in str(error):
         return f"{name}: less or more came than the hub announced; {AGAIN}"
-    network = type(error).__module__.split(".")[0].startswith(("httpx", "requests", "urllib3", "httpcore"))
-    if network or isinstance(error, (ConnectionError, TimeoutError)):
+    if _is_network(error):
         return f"{name}: {where} cannot be reached ({shown(error)}); check the network and HF_ENDPOINT, and {AGAIN}"
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
         return f"{name}: {where} does not answer as a Hugging Face hub does; check HF_ENDPOINT"

@@ -31,6 +31,7 @@ class Hub:
         self.damaged: set[str] = set()  # paths of which another content comes
         self.nonsense = False  # every answer is a page
         self.asked: list[tuple[str, str, str | None]] = []  # method, path, Range
+        self.elsewhere: list[str | None] = []  # the Authorization of each request to where large files are
         self.endpoint = ""
 
     def info(self, repository: str, path: str) -> dict[str, object]:
@@ -84,13 +85,20 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             asked = self.headers.get("Range")
             hub.asked.append((self.command, self.path, asked))
-            match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", unquote(self.path))
-            if self.refused(match[1] if match else ""):
+            match = re.fullmatch(r"(?:/elsewhere)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", unquote(self.path))
+            elsewhere = self.path.startswith("/elsewhere/")
+            if elsewhere:
+                hub.elsewhere.append(self.headers.get("Authorization"))
+            elif self.refused(match[1] if match else ""):
                 return
             if match is None or (match[1], match[3]) not in hub.contents:
                 self.send(404, b"{}", X_Error_Code="EntryNotFound")
                 return
             path, content = match[3], hub.contents[match[1], match[3]]
+            if len(content) >= hub.large and not elsewhere:
+                port = hub.endpoint.rpartition(":")[2]
+                self.send(302, b"", Location=f"http://localhost:{port}/elsewhere{self.path}")
+                return
             if path in hub.damaged:
                 content = bytes([content[0] ^ 1]) + content[1:]
             begin = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0

@@ -1,4 +1,4 @@
-"""Documents and command line say the same: the README's way to the first sound, the options of docs/from_indextts.md."""
+"""Documents and command line say the same: the README's way to the first sound, options in docs/from_indextts.md."""
 
 import os
 import re
