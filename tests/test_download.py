@@ -96,6 +96,31 @@ def test_a_connection_that_breaks_is_taken_up_again(hub, tmp_path, monkeypatch):
     assert (tmp_path / "out" / GPT).read_bytes() == (TINY / GPT).read_bytes()
 
 
+def test_a_connection_that_is_reset_is_taken_up_again(hub, tmp_path, monkeypatch):
+    """Of which huggingface_hub makes no second attempt; without bytes in between, it is given up."""
+    from huggingface_hub import file_download
+
+    resumed, get = [], file_download.http_get
+
+    def reset(url, file, *, resume_size, **more):
+        if url.endswith(GPT):
+            resumed.append(resume_size)
+            if len(resumed) < 4:
+                file.write((TINY / GPT).read_bytes()[resume_size : resume_size + (1000 if brings else 0)])
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        get(url, file, resume_size=resume_size, **more)
+
+    monkeypatch.setattr(file_download, "http_get", reset)
+    brings = True
+    assert run(tmp_path / "out", "--accept-licence", "--quiet") == 0
+    assert resumed == [0, 1000, 2000, 3000]
+    assert download.problems(tmp_path / "out") == {}
+    brings = False
+    resumed.clear()
+    assert run(tmp_path / "other", "--accept-licence", "--quiet") == 1
+    assert resumed == [0, 0, 0]
+
+
 def test_a_network_that_is_gone_is_one_line_and_nothing_comes_twice(hub, tmp_path, capsys):
     hub.breaks[GPT] = [2_000_000] + [0] * 100  # and no attempt brings more
     line = refused(capsys, tmp_path / "out")

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from indextts_jax import cli, settings
+from indextts_jax import cli, settings, warmup
 from indextts_jax.errors import Error
 
 
@@ -93,6 +94,10 @@ def test_the_cache(file, tmp_path, monkeypatch):
     assert settings.cache().name == "compilation"
     assert run("config", "set", "cache", tmp_path / "here", "-q") == 0
     assert settings.cache() == tmp_path / "here"
+    kept = {}
+    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
+    warmup.keep_programs()
+    assert kept["jax_compilation_cache_dir"] == str(tmp_path / "here")
     monkeypatch.setenv("INDEXTTS_CACHE", "there")
     assert str(settings.cache()) == "there"
 
