@@ -89,8 +89,13 @@ def model(content: Mapping[str, Any], command: str = "") -> Path | None:
     if chosen := os.environ.get("INDEXTTS_MODEL"):
         return model_folder(chosen, content)
     if chosen := content.get(command, {}).get("model", content.get("model")):
-        return model_folder(chosen, content) if chosen in content.get(MODELS, {}) else here(str(chosen))
+        return written(str(chosen), content)
     return None
+
+
+def written(text: str, content: Mapping[str, Any]) -> Path:
+    """The folder of a model that the file names: by its name in [models], or by a path from where the file is."""
+    return here(content.get(MODELS, {}).get(text, text))
 
 
 def cache() -> Path:

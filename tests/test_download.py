@@ -82,8 +82,9 @@ def test_a_model_folder_comes_whole(hub, tmp_path, capsys):
 def test_licences_are_shown_and_asked_for(hub, tmp_path, capsys):
     assert run(tmp_path / "out") == 1
     printed = capsys.readouterr()
-    assert [line.split()[0] for line in printed.out.splitlines()] == [each.name for each in download.REPOSITORIES]
-    assert "add --accept-licence if you accept all of them" in printed.err
+    shown = [line.split()[0] for line in printed.out.splitlines()]
+    assert shown[:-1] == [each.name for each in download.REPOSITORIES]
+    assert "CC-BY-NC 4.0, Apache-2.0; add --accept-licence if you accept all of these" in printed.err
     assert hub.asked == []
     assert not (tmp_path / "out").exists()
 
@@ -265,11 +266,25 @@ def test_without_its_library(tmp_path, capsys, monkeypatch):
     assert "downloading needs huggingface_hub: pip install 'indextts-jax[download]'" in refused(capsys, tmp_path / "o")
 
 
-@pytest.mark.whole
-def test_download_and_convert_in_one_go(hub, tmp_path, capsys):
-    from indextts_jax import checkpoint
+def test_download_and_convert_in_one_go(hub, tmp_path, capsys, monkeypatch):
+    """Once all is there; what it becomes, tests/test_documents.py hears."""
+    from indextts_jax import convert
 
-    out = tmp_path / "model"
-    assert run(tmp_path / "checkpoints", "--convert", out, "--accept-licence") == 0
+    def converted(folder, out, strict, report):
+        assert download.problems(folder) == {}
+        if interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+        out.mkdir()
+        return []
+
+    monkeypatch.setattr(convert, "convert", converted)
+    out, command = tmp_path / "model", (tmp_path / "checkpoints", "--convert", tmp_path / "model", "--accept-licence")
+    interrupted = True
+    assert run(*command) == 130
+    assert "interrupted; all is downloaded; the same command converts it" in capsys.readouterr().err
+    interrupted = False
+    hub.asked.clear()
+    assert run(*command) == 0
     assert capsys.readouterr().out.endswith(f"converted to {out}\n")
-    assert checkpoint.verify(out) == []
+    assert fetched(hub) == {}
+    assert out.is_dir()

@@ -11,7 +11,7 @@ from typing import Any
 
 from indextts_jax import settings
 from indextts_jax.errors import short
-from indextts_jax.settings import DEFAULTS, MODELS, SettingsError
+from indextts_jax.settings import DEFAULTS, SettingsError
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -40,7 +40,7 @@ def convert(where: str, action: argparse.Action, value: Any) -> Any:
         raise SettingsError(f"{where}: {short(value)} is no value of {action.option_strings[-1]}")
     text = str(value)
     if action.dest == "model":
-        return settings.model({"model": text, MODELS: settings.read().get(MODELS, {})})
+        return settings.written(text, settings.read())
     if action.type is Path:
         return settings.here(text)
     try:

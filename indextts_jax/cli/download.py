@@ -39,8 +39,10 @@ def run(options: argparse.Namespace) -> None:
     if not options.quiet:
         for each in repositories:
             print(f"{each.name:36} {each.licence}", flush=True)
+        print(f"Their texts stand in the repositories, {download.endpoint()}/NAME", flush=True)
     if not options.accept_licence and not options.dry_run:
-        raise Error("these are the licences of the files; add --accept-licence if you accept all of them")
+        names = ", ".join(dict.fromkeys(each.licence.partition(":")[0] for each in repositories))
+        raise Error(f"the files come under {names}; add --accept-licence if you accept all of these")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise Error("downloading needs huggingface_hub: pip install 'indextts-jax[download]'")
     folder, out = options.dir, options.convert
