@@ -14,7 +14,7 @@ demo: $(VENV)/.plot
 		--greedy --max-codes 100 --output demo.wav --plot demo.png --force --quiet
 	@echo "demo.wav and demo.png are there. The embedded model is tiny and its weights are RANDOM: what you hear is noise,"
 	@echo "as it is when the PyTorch reference speaks with these weights. With the official weights of IndexTTS-2:"
-	@echo "  $(BIN)/indextts-jax convert PATH/TO/checkpoints model"
+	@echo "  $(BIN)/indextts-jax download checkpoints --convert model --accept-licence"
 	@echo "  $(BIN)/indextts-jax speak --model model --voice voice.wav --text \"Hello.\" --output hello.wav"
 
 # test: all but the tests that take longest, which are test-slow. test-fast: what a change in one file needs.

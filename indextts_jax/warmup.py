@@ -7,7 +7,6 @@ persistent compilation cache, where the first utterance finds it.
 import contextlib
 import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from indextts_jax import audio, buckets, checkpoint, decoding, features, models, render, scheduling, seeds
+from indextts_jax import audio, buckets, checkpoint, decoding, features, models, render, scheduling, seeds, settings
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
@@ -31,12 +30,11 @@ from indextts_jax.stages import STAGES
 
 
 def keep_programs() -> None:
-    """Have JAX keep compiled programs: in the folder INDEXTTS_CACHE, or where caches are."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = os.environ.get("INDEXTTS_CACHE") or str(Path(base) / "indextts-jax" / "compilation")
+    """Have JAX keep compiled programs: in the folder INDEXTTS_CACHE, that of the settings, or where caches are."""
+    cache = settings.cache()
     with contextlib.suppress(OSError):  # without a place to keep them, programs are compiled anew each time
-        Path(cache).mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", cache)
+        cache.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -34,6 +34,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither the settings of whoever runs the tests, nor a model that they have chosen."""
+    os.environ["INDEXTTS_CONFIG"] = str(tmp_path_factory.mktemp("settings") / "config.toml")
+    os.environ.pop("INDEXTTS_MODEL", None)
+
+
 class Tiny:
     """The tiny checkpoint: `cfg`, and the float32 parameters of each component, converted in memory."""
 

@@ -132,6 +132,8 @@ def test_emotions_on_the_command_line(converted, model, tmp_path, capsys, monkey
     assert run("emotion", "--weights", "happy=0.6,calm=0.2", "--model", converted, "--output", weighed) == 0
     assert capsys.readouterr().out == "happy=0.6,calm=0.2\n"
     assert run("emotion", "--audio", record, "--model", converted, "--output", recorded) == 0
+    assert run("emotion", "--audio", recorded, "--model", converted, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"vector": 96}
     assert run("emotion", "--audio", weighed, "--model", converted, "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["calm"] == 0.2
     assert run("emotion", "I feel so depressed today.", "--model", converted) == 0
@@ -235,6 +237,9 @@ def test_info_names_every_component(converted, capsys):
     printed = capsys.readouterr().out
     assert "gpt                 476,962 parameters" in printed
     assert "converted from tiny, format 3" in printed
+    assert run("info", converted, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["components"]["gpt"]["parameters"] == 476_962
     assert run("info", FIXTURES / "tiny") == 1
     assert "run `indextts-jax convert` on it" in capsys.readouterr().err
 
@@ -269,8 +274,13 @@ def test_voice_files_speak_like_their_recording(converted, tmp_path, capsys):
     assert run("voice", VOICE, "--model", converted, "--output", voice) == 0
     assert run("voice", voice, "--model", converted) == 0
     assert capsys.readouterr().out.count("a voice of 4.55 s; latents [32, 96]") == 2
+    assert run("voice", voice, "--model", converted, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["shapes"]["latents"] == [32, 96]
     options = ["--max-codes", 20, "--steps", 1, "--seed", 5]
-    assert speak(converted, out, *options) == 0
+    assert speak(converted, out, *options, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["output"], said["segments"][0]["text"]) == (str(out), TEXT)
+    assert said["segments"][0]["end"] == pytest.approx(said["seconds"]) == soundfile.info(out).duration
     text = tmp_path / "text.txt"
     text.write_text(TEXT, "utf-8")
     arguments = ["speak", "--model", converted, "--voice", voice, "--text-file", text, "-o", again, *options]

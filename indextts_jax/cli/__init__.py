@@ -7,11 +7,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from indextts_jax import __version__, interrupts
+from indextts_jax import __version__, interrupts, settings
 from indextts_jax.cli import (
     batch,
     bench,
+    check,
+    completion,
+    config,
     convert,
+    defaults,
+    download,
     emotion,
     export,
     info,
@@ -23,10 +28,13 @@ from indextts_jax.cli import (
     voice,
     warmup,
 )
-from indextts_jax.cli.options import Parser
+from indextts_jax.cli.options import Formatter, Parser
 from indextts_jax.errors import Error
 
-COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench, prepare, train, merge, export)
+COMMANDS = (
+    download, convert, check, config, info, speak, batch, voice, emotion, text, warmup, bench, prepare, train, merge,
+    export, completion,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: an expected failure, which is one line on standard error. 2: wrong usage. 3: a bug, with its traceback.
     128 + n: ended by signal n.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+        if options.parser.heeds_settings:
+            defaults.check_tables(parser.commands, settings.read())
+    except Error as error:  # of the settings
+        return _fail(str(error))
     return run_command(options.command, options)
 
 
@@ -85,11 +99,19 @@ def _fail(message: str, status: int = 1) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     about = "IndexTTS-2 zero-shot text-to-speech in JAX: text and a recording of a voice in, speech in that voice out."
-    parser = Parser("indextts-jax", description=about, usage="indextts-jax COMMAND [options]")
+    examples = (
+        "indextts-jax download checkpoints --convert model --accept-licence",
+        "indextts-jax config set model model",
+        'indextts-jax speak --voice voice.wav --text "Hello." -o hello.wav',
+    )
+    usage, epilog = "indextts-jax COMMAND [options]", "\n  ".join(("examples:", *examples))
+    parser = Parser("indextts-jax", description=about, usage=usage, epilog=epilog, formatter_class=Formatter)
     parser.add_argument("--version", action="version", version=f"indextts-jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for each in COMMANDS:
         each.add(commands)
+    parser.commands = commands.choices
+    parser.set_defaults(root=parser)
     return parser

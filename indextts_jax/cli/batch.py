@@ -33,15 +33,18 @@ if TYPE_CHECKING:
     from indextts_jax.shards import Shard
 
 
+EXAMPLES = ("indextts-jax batch texts.jsonl --voice voice.wav --output-dir spoken",)
+
+
 def add(commands: Any) -> None:
-    usage = "MANIFEST --model DIR --output-dir DIR [options]"
+    usage = "MANIFEST --output-dir DIR [options]"
     about = "Speak every item of a manifest; run the same command again after an interruption, and it goes on."
-    sub = command(commands, "batch", run, about, usage)
+    sub = command(commands, "batch", run, about, usage, *EXAMPLES)
     group = sub.add_argument_group(
         "everyday", "Options are defaults for rows of the manifest that leave out the field of the same name."
     )
     group.add_argument("manifest", type=Path, metavar="MANIFEST", help="JSON Lines (.jsonl) or CSV (.csv), in UTF-8")
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument(
         "--output-dir", type=Path, required=True, metavar="DIR", help="folder of the audio files and the journal"
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_common, add_model, command, dtypes, number, numbers
+from indextts_jax.cli.options import MODEL_HELP, add_common, command, dtypes, model_folder, number, numbers
 from indextts_jax.cli.shared import check_outputs, check_plot, read_file
 from indextts_jax.errors import Error
 
@@ -17,14 +17,20 @@ log = logging.getLogger("indextts_jax")
 TARGETS = ("v4", "v5e", "v5p", "v6e", "h100", "h200")
 
 
+EXAMPLES = (
+    "indextts-jax bench --model model --batch 1,8",
+    "indextts-jax bench --target v5e --dtype bfloat16",
+)
+
+
 def add(commands: Any) -> None:
     about = "Time every stage and the whole chain, beside what the machine could do at best."
-    add_arguments(command(commands, "bench", run, about, "[--model DIR] [options]"))
+    add_arguments(command(commands, "bench", run, about, "[--model DIR] [options]", *EXAMPLES))
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("settings", "Several values, separated by commas, are run one after another.")
-    add_model(group)
+    group.add_argument("--model", type=model_folder, metavar="DIR", help=f"{MODEL_HELP} (default: random weights)")
     group.add_argument(
         "--dtype",
         type=dtypes,

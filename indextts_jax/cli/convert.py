@@ -9,10 +9,12 @@ from typing import Any
 
 from indextts_jax.cli.options import add_common, command
 
+EXAMPLES = ("indextts-jax convert checkpoints model",)
+
 
 def add(commands: Any) -> None:
     about = "Convert a model folder in the official layout into one that the other commands read, without PyTorch."
-    sub = command(commands, "convert", run, about, "MODEL_DIR OUT [options]")
+    sub = command(commands, "convert", run, about, "MODEL_DIR OUT [options]", *EXAMPLES)
     group = sub.add_argument_group("everyday")
     group.add_argument(
         "model_dir", type=Path, metavar="MODEL_DIR", help="folder with config.yaml, gpt.pth, hf_cache/, ..."

@@ -10,20 +10,25 @@ from indextts_jax.cli.options import add_common, add_device, add_model, command
 from indextts_jax.cli.shared import check_outputs, configure_jax, load_model, progress_of, read_stdin
 from indextts_jax.errors import Error
 
+EXAMPLES = (
+    'indextts-jax emotion "What a day!" --json',
+    "indextts-jax emotion --audio sad.wav -o sad.safetensors",
+)
+
 
 def add(commands: Any) -> None:
-    usage = "(TEXT | --audio FILE | --weights W) --model DIR [-o FILE] [options]"
+    usage = "(TEXT | --audio FILE | --weights W) [-o FILE] [options]"
     about = "Read an emotion off a text or a recording, or give one by weights; show it, and keep it in a file."
-    sub = command(commands, "emotion", run, about, usage)
+    sub = command(commands, "emotion", run, about, usage, *EXAMPLES)
     group = sub.add_argument_group("everyday")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("text", nargs="?", metavar="TEXT", help="Qwen reads the weights off it; - is standard input")
     source.add_argument("--audio", type=Path, metavar="FILE", help="recording, or an Emotion file to look into")
     source.add_argument("--weights", metavar="W", help="happy=0.6,calm=0.2, or all eight weights")
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="Emotion file to write (.safetensors)")
     group.add_argument("--force", action="store_true", help="replace the output file if it exists")
-    group.add_argument("--json", action="store_true", help="print the weights as JSON")
+    group.add_argument("--json", action="store_true", help="print the weights, or the length of the vector, as JSON")
     add_device(group)
     add_common(sub)
 
@@ -53,7 +58,9 @@ def run(options: argparse.Namespace) -> None:
     interrupts.check()
     if options.output is not None:
         emotion.save(options.output, found)
-    if found.weights is None:
+    if found.weights is None and options.json:
+        print(json.dumps({"vector": len(found.vector)}))
+    elif found.weights is None:
         print(f"{options.output or options.audio}: the emotion of a recording, a vector of {len(found.vector)}")
     elif options.json:
         print(json.dumps(dict(zip(emotion.NAMES, found.weights, strict=True))))

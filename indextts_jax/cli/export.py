@@ -4,14 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_common, command
+from indextts_jax.cli.options import MODEL_HELP, add_common, command, model_folder
+
+EXAMPLES = ("indextts-jax export model pytorch",)
 
 
 def add(commands: Any) -> None:
     about = "Write gpt.pth and s2mel.pth of a converted model in the official layout, for PyTorch and without it."
-    sub = command(commands, "export", run, about, "MODEL OUT [options]")
+    sub = command(commands, "export", run, about, "MODEL OUT [options]", *EXAMPLES)
     group = sub.add_argument_group("everyday")
-    group.add_argument("model", type=Path, metavar="MODEL", help="folder that `indextts-jax convert` made")
+    group.add_argument("model", type=model_folder, metavar="MODEL", help=MODEL_HELP)
     group.add_argument(
         "out", type=Path, metavar="OUT", help="folder to write them into; made if it is not there. Weights are float32"
     )

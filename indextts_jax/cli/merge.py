@@ -4,14 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_common, command
+from indextts_jax.cli.options import MODEL_HELP, add_common, command, model_folder
+
+EXAMPLES = ("indextts-jax merge model run/lora.safetensors merged",)
 
 
 def add(commands: Any) -> None:
     about = "Add adapters that `indextts-jax train --lora` made to the weights of a model, as a model of its own."
-    sub = command(commands, "merge", run, about, "MODEL LORA OUT [options]")
+    sub = command(commands, "merge", run, about, "MODEL LORA OUT [options]", *EXAMPLES)
     group = sub.add_argument_group("everyday")
-    group.add_argument("model", type=Path, metavar="MODEL", help="folder that `indextts-jax convert` made")
+    group.add_argument("model", type=model_folder, metavar="MODEL", help=MODEL_HELP)
     group.add_argument("lora", type=Path, metavar="LORA", help="adapters (.safetensors)")
     group.add_argument("out", type=Path, metavar="OUT", help="folder to make; it must not exist")
     add_common(sub)

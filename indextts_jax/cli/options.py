@@ -2,34 +2,91 @@
 
 import argparse
 import math
+import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from indextts_jax import settings
+from indextts_jax.cli import defaults
+from indextts_jax.errors import Error
 from indextts_jax.pauses import PARAGRAPH_MS
 
 
+class Formatter(argparse.HelpFormatter):
+    """Help that fits the terminal: a usage line is folded, and examples stay as they are."""
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        text = " ".join(super()._format_usage(usage, actions, groups, prefix).split())
+        text = re.sub("(-[a-z-]+) (?=[A-Z])", "\\1\0", text)  # an option stays with its value
+        return textwrap.fill(text, self._width, subsequent_indent=" " * 7).replace("\0", " ") + "\n\n"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example") else super()._fill_text(text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose usage errors are three lines, and that shows its help when it is given nothing."""
+    """A parser whose usage errors are three lines, and that shows its help when it is given nothing it needs.
+
+    That of a command has a `name`; then its defaults are those of the user's settings.
+    """
+
+    name: str | None = None
+    content: dict[str, Any] | None = None  # of the settings, where they have been read
+    commands: dict[str, "Parser"]  # of the parser of all
+    heeds_settings = True
+    bare = False  # whether it can be used without arguments
+    model: argparse.Action | None = None  # the option that names the model, where settings may do so
+    needs_model = False
 
     def error(self, message: str) -> NoReturn:
         usage = " ".join(self.format_usage().removeprefix("usage: ").split())
         self.exit(2, f"usage: {usage}\nindextts-jax: error: {message}\n`{self.prog} --help` lists all options\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if not (sys.argv[1:] if args is None else args):
+        typed = sys.argv[1:] if args is None else args
+        if not typed and not self.bare:
             self.print_help()
             self.exit(0 if self.prog == "indextts-jax" else 2)
-        return super().parse_known_args(args, namespace)
+        if self.name is None or not self.heeds_settings:
+            return super().parse_known_args(args, namespace)
+        before: dict[str, Any] = {}
+        try:
+            before = self._heed_settings(self.name)
+        except Error:
+            if not {"-h", "--help"} & set(typed):
+                raise
+        options, others = super().parse_known_args(args, namespace)
+        defaults.settle(self, options, before)
+        if self.needs_model and options.model is None and getattr(options, "random_init", None) is None:
+            option = "add --model DIR" if self.model is None or self.model.option_strings else "give MODEL"
+            self.error(f"no model is named: {option}, set INDEXTTS_MODEL, or run `indextts-jax config set model DIR`")
+        return options, others
+
+    def _heed_settings(self, name: str) -> dict[str, Any]:
+        content = settings.read()
+        before = defaults.apply(self, name, content)
+        if self.model is not None and (chosen := settings.model(content, name)) is not None:
+            before["model"], self.model.default = None, chosen
+        return before
 
 
-def command(commands: Any, name: str, run: Callable[..., None], text: str, usage: str) -> argparse.ArgumentParser:
-    """The parser of one command, which `run` does; `usage` shows what it is mostly used with."""
+def command(commands: Any, name: str, run: Callable[..., None], text: str, usage: str, *examples: str) -> Parser:
+    """The parser of one command, which `run` does; `usage` shows what it is mostly used with, `examples` are whole."""
     sub = commands.add_parser(
-        name, help=text, description=text, prog=f"indextts-jax {name}", usage=f"%(prog)s {usage}", add_help=False
+        name,
+        help=f"{text.partition('. ')[0].rstrip('.')}.",  # the first sentence
+        description=text,
+        prog=f"indextts-jax {name}",
+        usage=f"%(prog)s {usage}",
+        add_help=False,
+        formatter_class=Formatter,
+        epilog="\n".join((f"example{'s' * (len(examples) > 1)}:", *(f"  {line}" for line in examples))),
     )
     sub.set_defaults(command=run, parser=sub)
+    sub.name = name
     return sub
 
 
@@ -91,8 +148,31 @@ def seed(text: str) -> int:
 # ---- groups that several commands share -----------------------------------------------------------------------------
 
 
-def add_model(group: Any, **more: Any) -> None:
-    group.add_argument("--model", type=Path, metavar="DIR", help="folder that `indextts-jax convert` made", **more)
+def model_folder(text: str) -> Path:
+    """The folder of a model, or its name in the settings."""
+    try:
+        return settings.model_folder(text)
+    except Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+MODEL_HELP = "folder that `indextts-jax convert` made, or its name in the settings"
+
+
+def add_model(parser: Parser, group: Any = None) -> None:
+    """The model to use, in a group of the parser's options; it may stand in the settings."""
+    action = (group or parser).add_argument(
+        "--model", type=model_folder, metavar="DIR", help=f"{MODEL_HELP} (default: that of the settings)"
+    )
+    parser.model, parser.needs_model = action, True
+
+
+def add_model_place(parser: Parser, group: Any) -> None:
+    """The same as an argument that may be left out."""
+    parser.model = group.add_argument(
+        "model", nargs="?", type=model_folder, metavar="MODEL", help=f"{MODEL_HELP} (default: that of the settings)"
+    )
+    parser.needs_model = True
 
 
 def add_device(parser: Any) -> None:

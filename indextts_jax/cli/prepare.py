@@ -12,17 +12,20 @@ log = logging.getLogger(__name__)
 SHOWN = 20  # problems
 
 
+EXAMPLES = ("indextts-jax prepare manifest.jsonl corpus",)
+
+
 def add(commands: Any) -> None:
     about = (
         "Check and encode recordings and texts once, for `indextts-jax train`. The manifest has an object on each "
         'line (.jsonl), {"audio": "a.wav", "text": "Hello."}, with speaker, emotion, language and id where they are '
         "known; or the same as .csv. The same command again does what is missing."
     )
-    sub = command(commands, "prepare", run, about, "MANIFEST OUT --model DIR [options]")
+    sub = command(commands, "prepare", run, about, "MANIFEST OUT [options]", *EXAMPLES)
     group = sub.add_argument_group("everyday")
     group.add_argument("manifest", type=Path, metavar="MANIFEST", help="file that names the recordings")
     group.add_argument("out", type=Path, metavar="OUT", help="folder of the corpus; made if it is not there")
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument(
         "--batch", type=number(int, 1, 1024), default=8, metavar="N", help="recordings side by side (%(default)s)"
     )

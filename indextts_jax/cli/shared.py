@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indextts_jax import interrupts
+from indextts_jax.cli.defaults import forget
 from indextts_jax.errors import Error, NotFound
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def read_settings(options: argparse.Namespace, batch: int | None, **more: Any) -
     from indextts_jax.request import Options
 
     sample = not (options.greedy or options.no_sample)
+    if not sample:
+        forget(options, "retries")
     if options.retries and not sample:
         raise Error(
             f"--retries {options.retries} with {'--greedy' if options.greedy else '--no-sample'}: without sampling the "

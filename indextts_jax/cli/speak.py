@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indextts_jax import interrupts
+from indextts_jax.cli.defaults import forget
 from indextts_jax.cli.options import (
     add_common,
     add_device,
@@ -56,12 +58,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+EXAMPLES = (
+    'indextts-jax speak --voice voice.wav --text "Hello." -o hello.wav',
+    "indextts-jax speak --voice anna.safetensors --text-file chapter.txt -o a.flac",
+    'indextts-jax speak --voice voice.wav --text "Hello." --stream -',
+)
+
+
 def add(commands: Any) -> None:
-    usage = "--model DIR --voice FILE (--text TEXT | --text-file FILE) -o FILE [options]"
-    sub = command(commands, "speak", run, "Speak a text in the voice of a recording.", usage)
+    usage = "--voice FILE (--text TEXT | --text-file FILE) -o FILE [options]"
+    sub = command(commands, "speak", run, "Speak a text in the voice of a recording.", usage, *EXAMPLES)
     group = sub.add_argument_group("everyday")
-    model = group.add_mutually_exclusive_group(required=True)
-    add_model(model)
+    model = group.add_mutually_exclusive_group()
+    add_model(sub, model)
     model.add_argument("--random-init", type=Path, metavar="CONFIG", help=argparse.SUPPRESS)
     group.add_argument(
         "--voice",
@@ -93,6 +102,7 @@ def add(commands: Any) -> None:
         "estimate from the lengths of the words",
     )
     group.add_argument("--force", action="store_true", help="replace output files that exist")
+    group.add_argument("--json", action="store_true", help="print what was spoken as one line of JSON, not for people")
     group.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="the same seed gives the same audio (%(default)s)"
     )
@@ -193,7 +203,9 @@ def run(options: argparse.Namespace) -> None:
     if options.subtitles:
         joining.write(options.subtitles, [segment.cue for segment in speech.segments], speech.rate)
     speech.save(options.output, kind, options.sample_rate, options.normalize)  # last: where it is, all is
-    if not options.quiet:
+    if options.json:
+        print(json.dumps(_report(options.output, speech, reading, speaking), ensure_ascii=False))
+    elif not options.quiet:
         print(_summary(options.output, speech, reading, speaking))
 
 
@@ -202,6 +214,8 @@ def _kind(options: argparse.Namespace) -> str:
     from indextts_jax import audio
 
     named = audio.kind_of(options.output)
+    if named:
+        forget(options, "format")
     if options.format is None and named is None:
         raise Error(f"--output {options.output}: let its name end in .wav, .flac or .ogg, or add --format")
     if options.format and named and named != options.format:
@@ -209,6 +223,17 @@ def _kind(options: argparse.Namespace) -> str:
     kind = options.format or named or "wav"
     check_format(kind, options)
     return kind
+
+
+def _report(path: Path, speech: "Audio", reading: "Stopwatch", speaking: "Stopwatch") -> dict[str, Any]:
+    """What a script wants to know of what was spoken; times in seconds."""
+    segments = [
+        {"text": segment.text, "start": segment.start / speech.rate, "end": segment.end / speech.rate}
+        for segment in speech.segments
+    ]
+    times = {"reading": reading.seconds, "preparing": speaking.preparing, "total": reading.seconds + speaking.seconds}
+    sound = {"output": str(path), "seconds": len(speech.samples) / speech.rate, "segments": segments}
+    return sound | {"times": {name: round(seconds, 3) for name, seconds in times.items()}}
 
 
 def _summary(path: Path, speech: "Audio", reading: "Stopwatch", speaking: "Stopwatch") -> str:
@@ -229,9 +254,14 @@ def _read_emotion(options: argparse.Namespace, text: str) -> Any:
     from indextts_jax import audio, checkpoint, emotion, pauses
     from indextts_jax.emotion import Emotion
 
+    felt, path = None, options.emotion_audio
+    if options.emotion is None and options.emotion_text is None and not options.emotion_from_text:
+        if path is None or path.suffix != ".safetensors":  # without weights
+            forget(options, "emotion_random", "emotion_normalize")
+        if path is None:
+            forget(options, "emotion_alpha")
     alpha = 1.0 if options.emotion_alpha is None else options.emotion_alpha
     changes = [name for name in ("random", "normalize") if getattr(options, f"emotion_{name}")]
-    felt, path = None, options.emotion_audio
     if options.emotion is not None:
         felt = Emotion(emotion.parse(options.emotion), alpha=alpha)
     elif options.emotion_text is not None or options.emotion_from_text:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from indextts_jax import interrupts
+from indextts_jax.cli.defaults import forget
 from indextts_jax.cli.options import number
 from indextts_jax.errors import Error
 
@@ -51,6 +52,7 @@ def check_stream(options: argparse.Namespace) -> "Streaming | None":
     from indextts_jax.request import Streaming
 
     if options.stream is None:
+        forget(options, "first_codes", "hop")
         for name in ("first_codes", "hop"):
             if getattr(options, name) is not None:
                 raise Error(f"--{name.replace('_', '-')} is for --stream: add it")
@@ -59,7 +61,8 @@ def check_stream(options: argparse.Namespace) -> "Streaming | None":
         raise Error(f"--stream {options.stream}: takes no file; use --stream --output {options.stream}, or --stream -")
     if options.stream == STDOUT and options.output is not None:
         raise Error("--stream - writes to standard output: leave out --output, or the -")
-    alone = ("save", "plot", "flow_noise", "retries", "duration", "normalize")
+    alone = ("save", "plot", "flow_noise", "retries", "duration", "normalize", "json")
+    forget(options, *alone, "format")
     if name := next((name for name in alone if getattr(options, name)), None):
         raise Error(f"--{name.replace('_', '-')} needs all of a segment before it is heard: leave it out with --stream")
     if options.format not in (None, "wav") or (options.output and options.output.suffix.lower() in (".flac", ".ogg")):

@@ -8,14 +8,16 @@ from indextts_jax.cli.options import add_common, add_model, add_text, command
 from indextts_jax.cli.shared import read_stdin
 from indextts_jax.cli.speak import analyse
 
+EXAMPLES = ('indextts-jax text "It is 5 km. [pause 1s] Go."',)
+
 
 def add(commands: Any) -> None:
-    usage = "TEXT --model DIR [options]"
+    usage = "TEXT [options]"
     about = "Show what the text front end makes of a text: how it is read, its pieces, its segments and its pauses."
-    sub = command(commands, "text", run, about, usage)
+    sub = command(commands, "text", run, about, usage, *EXAMPLES)
     group = sub.add_argument_group("everyday")
     group.add_argument("text", metavar="TEXT", help="the text; - is standard input")
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument("--json", action="store_true", help="print all of it as JSON")
     add_text(group)
     add_common(sub)

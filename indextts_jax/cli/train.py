@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import add_common, command, number
+from indextts_jax.cli.options import add_common, add_model, command, number
 from indextts_jax.cli.shared import check_plot, progress_of
 
 STAGES = {
@@ -18,18 +18,21 @@ STAGES = {
 }
 
 
+EXAMPLES = ("indextts-jax train gpt --config gpt.yaml --output run --lora 16",)
+
+
 def add(commands: Any) -> None:
     about = (
         "Train a stage of a model on a corpus that `indextts-jax prepare` made. The same command again goes on from "
         "the last checkpoint. Stages: " + "; ".join(f"{name}, {what}" for name, what in STAGES.items()) + "."
     )
-    sub = command(commands, "train", run, about, "STAGE --config FILE --model DIR --output DIR [options]")
+    sub = command(commands, "train", run, about, "STAGE --config FILE --output DIR [options]", *EXAMPLES)
     group = sub.add_argument_group("everyday")
-    group.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    group.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help=", ".join(STAGES))
     group.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="settings in YAML; docs/training.md lists them"
     )
-    group.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of the model to begin with")
+    add_model(sub, group)
     group.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for checkpoints, the log and what comes of it"
     )

@@ -1,6 +1,7 @@
 """indextts-jax voice: a Voice file of a recording."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ from indextts_jax.cli.options import add_common, add_device, add_model, command,
 from indextts_jax.cli.shared import check_outputs, load_model, progress_of
 from indextts_jax.errors import Error
 
+EXAMPLES = ("indextts-jax voice anna.wav -o anna.safetensors",)
+
 
 def add(commands: Any) -> None:
-    usage = "RECORDING --model DIR -o FILE [options]"
-    sub = command(commands, "voice", run, "Make a Voice file of a recording, or show what is in one.", usage)
+    usage = "RECORDING -o FILE [options]"
+    sub = command(commands, "voice", run, "Make a Voice file of a recording, or show what is in one.", usage, *EXAMPLES)
     group = sub.add_argument_group("everyday")
     group.add_argument(
         "source", type=Path, metavar="RECORDING", help="recording, or a Voice file (.safetensors) to look into"
     )
-    add_model(group, required=True)
+    add_model(sub, group)
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="Voice file to write (.safetensors)")
     group.add_argument("--force", action="store_true", help="replace the output file if it exists")
     group.add_argument(
@@ -27,6 +30,7 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         help="where in a long recording to begin to listen (%(default)s)",
     )
+    group.add_argument("--json", action="store_true", help="print what it is as JSON")
     add_device(group)
     add_common(sub)
 
@@ -53,7 +57,10 @@ def run(options: argparse.Namespace) -> None:
             voice, cfg = model.listen(recording), model.cfg
         interrupts.check()
         save_voice(options.output, voice)
-    if not options.quiet:
-        seconds = len(voice.mel) * cfg.mel.hop / cfg.mel.rate
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in voice._asdict().items())
-        print(f"{options.output or options.source}: a voice of {seconds:.2f} s; {shapes}")
+    seconds = len(voice.mel) * cfg.mel.hop / cfg.mel.rate
+    shapes = {name: list(array.shape) for name, array in voice._asdict().items()}
+    place = options.output or options.source
+    if options.json:
+        print(json.dumps({"file": str(place), "seconds": round(seconds, 3), "shapes": shapes}, ensure_ascii=False))
+    elif not options.quiet:
+        print(f"{place}: a voice of {seconds:.2f} s; {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")

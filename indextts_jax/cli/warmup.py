@@ -17,13 +17,16 @@ from indextts_jax.cli.options import (
 )
 from indextts_jax.cli.shared import configure_jax, progress_of, read_settings
 
+EXAMPLES = ("indextts-jax warmup --batch 1,8 --codes 256,512",)
+
 
 def add(commands: Any) -> None:
-    usage = "--model DIR [--batch N,...] [--pieces N,...] [--codes N,...] [--voice-seconds S,...] [options]"
+    usage = "[--batch N,...] [--pieces N,...] [--codes N,...] [--voice-seconds S,...] [options]"
     about = "Compile ahead the programs that speak will need, for the sizes that you name."
-    sub = command(commands, "warmup", run, about, usage)
+    sub = command(commands, "warmup", run, about, usage, *EXAMPLES)
+    sub.bare = True
     group = sub.add_argument_group("everyday", "Sizes: several are separated by commas.")
-    add_model(group, required=True)
+    add_model(sub, group)
     some = numbers(int, 1, 100_000)
     group.add_argument("--batch", type=some, default=[1], metavar="N", help="segments side by side (1)")
     group.add_argument("--pieces", type=some, default=[32], metavar="N", help="text pieces of a segment (32)")
