@@ -90,7 +90,7 @@ class Request:
     frames: int | None = None  # mel frames to speak it in; None: by its codes and `options.speed`
     codes_only: bool = False  # nothing is rendered
     streaming: Streaming | None = None  # its samples are given in chunks
-    cancelled: Callable[[], bool] | None = None  # once it is true, nobody waits for it: its result is the error Cancelled
+    cancelled: Callable[[], bool] | None = None  # once it is true nobody waits for it: its result is `Cancelled`
 
 
 class Cancelled(Error):

@@ -62,7 +62,8 @@ def run(
     patience: while requests of another kind wait, as many batches of the present kind are begun, and then it is their
     turn (default: a batch goes on as long as there are requests of its kind, which is fastest).
 
-    A request that cannot be spoken is a result with its error; so is one that is cancelled. Out of memory on the device, the batch is halved.
+    A request that cannot be spoken is a result with its error, and so is one that is cancelled. Out of memory on the
+    device, the batch is halved.
     """
     batch = batch or rows(params, cfg)
     loop = _Loop(params, cfg, batch, fixed, mels, usage or Usage(), patience)

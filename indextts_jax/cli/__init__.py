@@ -17,16 +17,20 @@ from indextts_jax.cli import (
     info,
     merge,
     prepare,
+    serve,
     speak,
     text,
     train,
     voice,
     warmup,
+    webui,
 )
 from indextts_jax.cli.options import Parser
 from indextts_jax.errors import Error
 
-COMMANDS = (convert, info, voice, emotion, text, speak, batch, warmup, bench, prepare, train, merge, export)
+COMMANDS = (
+    convert, info, voice, emotion, text, speak, batch, serve, webui, warmup, bench, prepare, train, merge, export,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,21 +59,30 @@ class Guard:
                 return
             await self.app(scope, receive, send)  # its start and end
             return
-        started = False
+        started = refused = False
 
         async def noted(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
+            started = True
+            if not refused:
+                await send(message)
+
+        async def end(failure: Failure) -> None:
+            """The answer to a body that is too large or too slow, whatever the app makes of its end."""
+            nonlocal refused
+            if not started:
+                refused = True
+                await refuse(failure, send)
 
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             self._check(scope["path"], headers)
             most = self.upload_bytes if scope["path"].startswith("/v1/voices") else self.body_bytes
-            await self.app(scope, _Counted(receive, most, headers, self.body_seconds), noted)
+            counted = _Counted(receive, most, headers, self.body_seconds, end)
         except Failure as failure:
-            if not started:  # else its connection is cut
-                await refuse(failure, send)
+            await refuse(failure, send)
+            return
+        await self.app(scope, counted, noted)
 
     def _check(self, path: str, headers: dict[str, str]) -> None:
         """Raises Failure."""
@@ -81,7 +90,9 @@ class Guard:
             # Whoever's page a browser shows may send requests to this machine, also under a name of its own for it.
             host = headers.get("host", "")
             if _name(host) not in self.hosts:
-                raise Failure(403, f"this server is not {host[:80]!r}: ask for {self.hosts[0]}, or run it with a key", "host")
+                raise Failure(
+                    403, f"this server is not {host[:80]!r}: ask for {self.hosts[0]}, or run it with a key", "host"
+                )
             origin = headers.get("origin")
             if origin is not None and origin.partition("://")[2] != host:
                 raise Failure(403, f"pages of {origin[:80]!r} may not ask this server; run it with a key", "origin")
@@ -99,8 +110,15 @@ class Guard:
 class _Counted:
     """A body as it comes: no longer than it may be, and in time."""
 
-    def __init__(self, receive: Receive, most: int, headers: dict[str, str], seconds: float):
-        self._receive, self._most, self._left, self._over = receive, most, most, False
+    def __init__(
+        self,
+        receive: Receive,
+        most: int,
+        headers: dict[str, str],
+        seconds: float,
+        end: Callable[[Failure], Awaitable[None]],
+    ):
+        self._receive, self._most, self._left, self._over, self._end = receive, most, most, False, end
         self._until = asyncio.get_running_loop().time() + seconds
         length = headers.get("content-length", "")
         if length.isdigit() and (len(length) > 18 or int(length) > most):
@@ -113,13 +131,18 @@ class _Counted:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
         except TimeoutError:
-            raise Failure(408, "the body did not come in time: send it at once", "timeout") from None
+            return await self._refused(Failure(408, "the body did not come in time: send it at once", "timeout"))
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             self._over = not message.get("more_body", False)
             if self._left < 0:
-                raise self._too_large()
+                return await self._refused(self._too_large())
         return message
+
+    async def _refused(self, failure: Failure) -> Message:
+        self._over = True
+        await self._end(failure)
+        return {"type": "http.disconnect"}
 
     def _too_large(self) -> Failure:
         return Failure(

@@ -203,7 +203,7 @@ class Service:
                 yield request
 
     def _next(self, speaking: Speaking) -> Request | None:
-        """The next segment of a text, which goes behind the others if it has more; None where it has come to its end."""
+        """The next segment of a text, which goes behind the others if it has more; None where it is at its end."""
         if speaking.over():
             self._finish(speaking, Cancelled("nobody waits for this text any more"))
             return None
