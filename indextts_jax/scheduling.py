@@ -202,9 +202,10 @@ class _Loop:
                 del self._waiting[kept]
         if self._drawing and not self._drawing.unfinished:
             self._drawing = None
+        self.drawn += len(dropped)
         for draw in dropped:
-            if not isinstance(draw.tag.stream, Error):
-                self.drawn, self.finished = self.drawn + 1, self.finished + 1
+            if not isinstance(draw.tag.stream, Error):  # which was given
+                self.finished += 1
                 request = draw.tag.request
                 yield Result(request, np.zeros(0, np.int32), True, draw.attempts, error=_given_up(request))
 

@@ -319,8 +319,8 @@ def test_a_cancelled_stream_gives_no_more_chunks(model, voice):
     system, options, gone = System(model, voice, -20), replace(OPTIONS, max_codes=100), []
     first, other = (system.request(i, options, streaming=Streaming(40, 40)) for i in range(2))
     first = replace(first, cancelled=lambda: bool(gone))
-    chunks, results = {0: 0, 1: 0}, {}
-    for found in system.run([first, other]):
+    chunks, results, counted = {0: 0, 1: 0}, {}, []
+    for found in system.run([first, other], tick=lambda *counts: counted.append(counts)):
         if isinstance(found, Chunk):
             chunks[found.request.tag] += 1
             gone.append(1)
@@ -330,6 +330,7 @@ def test_a_cancelled_stream_gives_no_more_chunks(model, voice):
     assert isinstance(results[0], Cancelled)
     assert results[1] is None
     assert chunks[0] <= 1 < chunks[1]
+    assert counted[-1] == (2, 2)
 
 
 @pytest.mark.parametrize("patience", [None, 2])

@@ -56,6 +56,7 @@ class Limits:
     seconds: float = 600.0  # of one request, from its body to the last byte of its answer
     upload_bytes: int = 20 << 20
     upload_seconds: float = 120.0
+    body_seconds: float = 60.0  # until all of what is sent must be there
 
 
 @dataclass
@@ -227,7 +228,7 @@ class Asked:
     async def pieces(self, first: list[Chunk | Cue | Audio]) -> AsyncIterator[bytes]:
         """The bytes of a file that grows, or server-sent events with them; first: events that have come."""
         growing, sse = encoding.Growing(self.kind, self.rate, self.target), self.body.stream_format == "sse"
-        last = False
+        last, codes = False, 0
         try:
             while not last:
                 event = first.pop(0) if first else await self.event()
@@ -235,7 +236,7 @@ class Asked:
                     start, end = (round(sample / self.rate, 6) for sample in event[:2])
                     yield _sse({"type": "speech.segment", "start": start, "end": end, "text": event.text})
                 elif isinstance(event, Chunk):
-                    last = event.last
+                    last, codes = event.last, codes + len(event.codes)
                     self.heard(len(event.samples) / self.rate)
                     data = await asyncio.to_thread(growing.bytes_of, event.samples, last)
                     if sse and data:
@@ -243,7 +244,7 @@ class Asked:
                     elif data:
                         yield data
             if sse:
-                pieces, codes = len(self.text.ids), self.speaking.codes if self.speaking else 0
+                pieces = len(self.text.ids)
                 usage = {"input_tokens": pieces, "output_tokens": codes, "total_tokens": pieces + codes}
                 yield _sse({"type": "speech.audio.done", "usage": usage})
         except Failure as failure:
@@ -405,7 +406,10 @@ def create(server: Server) -> App:
             return Response(content, media_type="text/html", headers={"Content-Security-Policy": policy})
 
     _answer_errors(api)
-    guard = Guard(api, server.key, server.hosts, upload_bytes=server.limits.upload_bytes)
+    limits = server.limits
+    guard = Guard(
+        api, server.key, server.hosts, upload_bytes=limits.upload_bytes, body_seconds=limits.body_seconds
+    )  # fmt: skip
     return _Noted(guard, server)
 
 

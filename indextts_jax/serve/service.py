@@ -67,7 +67,6 @@ class Speaking:
     felt: Emotion | None = None
     streaming: Streaming | None = None
     until: float | None = None  # `time.monotonic()` after which nobody wants it
-    codes: int = 0  # drawn so far
     _cancelled: bool = False
     _over: bool = False  # the last event was told
     _requests: deque[Request] | None = None  # that are not handed out
@@ -237,7 +236,6 @@ class Service:
         if isinstance(found, Result):
             self._back += 1
             if found.error is None:
-                speaking.codes += len(found.codes)
                 self.seconds += len(found.samples) / self._cfg.mel.rate if found.samples is not None else 0.0
         if speaking._over:
             return
