@@ -79,8 +79,8 @@ def test_a_text_is_spoken_played_drawn_and_kept(page, running, anna, monkeypatch
         take(self, found)
 
     monkeypatch.setattr(Service, "_take", waits)
-    page.get_by_label("What to say").fill("One small test. [pause 300ms] Yes & no.")
-    expect(page.locator("#segments li")).to_have_text(["One small test. 0.3 s of silence", "Yes & no."])
+    page.get_by_label("What to say").fill("One small test. [pause 300ms] Yes.")
+    expect(page.locator("#segments li")).to_have_text(["One small test. 0.3 s of silence", "Yes."])
     page.locator("#seed").fill("7")
     page.get_by_text("Advanced").click()
     page.get_by_label("Most codes of a segment").fill("100")
@@ -94,14 +94,23 @@ def test_a_text_is_spoken_played_drawn_and_kept(page, running, anna, monkeypatch
     expect(page.locator("#segments li.spoken")).to_have_count(2)
     samples, rate = soundfile.read(io.BytesIO(downloaded(page, "#wav")), dtype="int16")
     options = Options(running.server.defaults.options.sampling, max_codes=100, steps=2)
-    expected = streamed(running.model, anna, "One small test. [pause 300ms] Yes & no.", 7, options)
+    expected = streamed(running.model, anna, "One small test. [pause 300ms] Yes.", 7, options)
     assert rate == 22050
     assert samples.tobytes() == b"".join(pcm(chunk.samples) for chunk in expected)
     srt, vtt = downloaded(page, "#srt").decode(), downloaded(page, "#vtt").decode()
-    assert srt.startswith("1\n00:00:00,000 --> 00:00:02,000\nOne small test.\n\n2\n00:00:02,300 --> ")
-    assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n")
-    assert "Yes &amp; no." in vtt
-    assert "One small test. Yes & no." in page.locator("#mel").get_attribute("aria-label")
+    assert srt.startswith("1\n00:00:00,000 --> 00:00:01,997\nOne small test.\n\n2\n00:00:02,297 --> ")
+    assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.997\n")
+    assert "Yes." in vtt
+    assert "One small test. Yes." in page.locator("#mel").get_attribute("aria-label")
+
+
+def test_subtitles_are_escaped(page):
+    both = page.evaluate("""async () => {
+        const { subtitles } = await import("/page/sound.js"), cues = [{ start: 3599.9996, end: 3601.5, text: "a --> <b> & c" }];
+        return [subtitles(cues, false), subtitles(cues, true)];
+    }""")
+    assert both[0] == "1\n01:00:00,000 --> 01:00:01,500\na -> <b> & c\n"
+    assert both[1] == "WEBVTT\n\n01:00:00.000 --> 01:00:01.500\na --&gt; &lt;b&gt; &amp; c\n"
 
 
 def test_voices_by_file_and_microphone(page, running):
@@ -112,7 +121,7 @@ def test_voices_by_file_and_microphone(page, running):
         expect(page.locator("#voice")).to_have_value("voice_24k")
         page.locator("#voice-file").set_input_files(str(RECORD))  # the name is taken
         expect(page.locator("#voice")).to_have_value("voice_24k 2", timeout=60_000)
-        page.get_by_role("button", name="Record").click()
+        page.get_by_role("button", name="Record", exact=True).click()
         expect(page.locator("#record")).to_have_attribute("aria-pressed", "true")
         page.wait_for_timeout(2500)
         page.get_by_role("button", name="Stop recording").click()
@@ -153,14 +162,14 @@ def test_what_is_chosen_is_what_is_asked(page):
     page.get_by_label("Recording", exact=True).select_option("ben")
     assert asked("of a recording")["emotion_voice"] == "ben"
     page.get_by_label("of a sentence").check()
-    page.get_by_label("Sentence").fill("I am glad!")
+    page.get_by_label("Sentence", exact=True).fill("I am glad!")
     page.locator("#speed").fill("1.25")
     body = asked("of a sentence")
     assert (body["emotion_text"], body["speed"], body["seed"]) == ("I am glad!", 1.25, 0)
     assert asked("of the text")["emotion_from_text"]
     assert "beams" not in body
     page.get_by_text("Advanced").click()
-    page.get_by_label("Beams").fill("2")
+    page.get_by_label("Beams", exact=True).fill("2")
     assert asked("of the text")["beams"] == 2
 
 
@@ -181,7 +190,7 @@ def test_by_keyboard_and_with_names(page):
     nameless = page.evaluate("""() => [...document.querySelectorAll("input, select, textarea, button, a, canvas")]
         .filter((e) => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).map((e) => e.outerHTML)""")
     assert nameless == []
-    page.get_by_role("button", name="Record").focus()
+    page.get_by_role("button", name="Record", exact=True).focus()
     reached = []
     for _ in range(12):
         page.keyboard.press("Tab")

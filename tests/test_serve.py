@@ -1,8 +1,11 @@
 """The server as clients meet it: OpenAI's own client, many at once, those that hang up, and those that attack."""
 
+import asyncio
+import base64
 import contextlib
 import io
 import json
+import logging
 import os
 import queue
 import signal
@@ -110,8 +113,6 @@ def alone(model, voice, text=TEXT, seed=0, options=OPTIONS, felt=None) -> Audio:
 
 
 def streamed(model, voice, text=TEXT, seed=0, options=OPTIONS) -> list[Chunk]:
-    from indextts_jax import streaming
-
     analysis, options = model.text.analyse(text, 12), replace(options, batch=BATCH)
     return list(streaming.stream(model.params, model.cfg, analysis, voice, seed, options, None, STREAMING))
 
@@ -168,8 +169,6 @@ def test_openai_gets_the_sound_while_it_is_made(running, anna):
     with running.http.stream("POST", "/v1/audio/speech", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         events = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line]
-    import base64
-
     deltas = [base64.b64decode(event["audio"]) for event in events if event["type"] == "speech.audio.delta"]
     assert deltas == [pcm(chunk.samples) for chunk in expected]
     cues = [event for event in events if event["type"] == "speech.segment"]
@@ -424,14 +423,14 @@ def test_so_many_voices_are_kept(model, anna, folder, monkeypatch):
         ({"input": "Yes.", "voice": "anna", "steps": 101}, 400, "invalid_value", "steps: "),
         ({"input": "Yes.", "voice": "anna", "stepz": 1}, 400, "invalid_value", "stepz: Extra"),
         ({"input": "Yes.", "voice": "anna", "response_format": "aac"}, 400, "invalid_value", "response_format: "),
-        ({"input": "Yes.", "voice": "anna", "response_format": "mp3", "sample_rate": 9999}, 400, "invalid_value", "mp3 at"),
+        ({"input": "Yes.", "voice": "anna", "sample_rate": 9999}, 400, "invalid_value", "cannot make mp3 at 9999 Hz"),
         ({"input": "Yes.", "voice": "anna", "emotion": "glad=1"}, 400, "invalid_value", "'glad' is none of happy"),
         ({"input": "Yes.", "voice": "anna", "emotion": {"happy": 2}}, 400, "invalid_value", "emotion"),
-        ({"input": "Yes.", "voice": "anna", "emotion": "happy=1", "emotion_text": "a"}, 400, "invalid_value", "two emo"),
+        ({"input": "Yes.", "voice": "anna", "emotion": "sad=1", "emotion_text": "a"}, 400, "invalid_value", "two emo"),
         ({"input": "Yes.", "voice": "anna", "emotion_alpha": 1}, 400, "invalid_value", "send one, too"),
         ({"input": "Yes.", "voice": "anna", "stream": True, "retries": 1}, 400, "invalid_value", "retries"),
         ({"input": "Yes.", "voice": "anna", "sample": False, "retries": 1}, 400, "invalid_value", "retries is 1"),
-        ({"input": "Yes.", "voice": "anna", "stream": True, "first_codes": 1}, 422, "cannot_be_spoken", "first_codes is 1"),
+        ({"input": "Yes.", "voice": "anna", "stream": True, "first_codes": 1}, 422, "cannot_be_spoken", "first_codes"),
         ({"input": "Yes.", "voice": "anna", "seed": -1}, 400, "invalid_value", "seed: "),
     ],
 )  # fmt: skip
@@ -468,24 +467,21 @@ def test_a_request_whose_time_is_over(running, monkeypatch):
     answer = running.post()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
     monkeypatch.undo()
-    pieces = []
+    event_of = app.Asked.event
 
     async def event(self):
-        found = await Asked_event(self)
+        found = await event_of(self)
         if isinstance(found, Chunk) and found.start:
             raise Failure(504, "late", "timeout")
         return found
 
-    Asked_event = app.Asked.event
     monkeypatch.setattr(app.Asked, "event", event)
     body = {"input": TEXT, "voice": "anna", "response_format": "wav", "stream": True}
-    with (
-        pytest.raises(httpx.RemoteProtocolError),
-        running.http.stream("POST", "/v1/audio/speech", json=body) as response,
-    ):
-        for piece in response.iter_raw():
-            pieces.append(piece)
-    assert len(pieces) == 1
+    with running.http.stream("POST", "/v1/audio/speech", json=body) as response:
+        coming = response.iter_raw()
+        assert next(coming)
+        with pytest.raises(httpx.RemoteProtocolError):
+            next(coming)
     with running.http.stream("POST", "/v1/audio/speech", json={**body, "stream_format": "sse"}) as response:
         last = [line for line in response.iter_lines() if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
@@ -505,8 +501,6 @@ def test_what_no_speech_comes_of_is_one_status(running, monkeypatch):
 
 
 def test_a_scheduler_that_fails_begins_anew(running, monkeypatch, caplog):
-    from indextts_jax import drawing
-
     with monkeypatch.context() as patch:
         patch.setattr(drawing.Drawing, "step", lambda *_: 1 / 0)
         answer = running.post()
@@ -520,7 +514,6 @@ def test_a_scheduler_that_fails_begins_anew(running, monkeypatch, caplog):
 
 def ask(settings, *requests):
     """Answers of a server without a model, without a socket."""
-    import asyncio
 
     async def all_of_them():
         transport = httpx.ASGITransport(app.create(Server(**settings)))
@@ -651,8 +644,6 @@ def test_a_service_that_must_end_gives_up_what_is_left(model, anna):
 
 
 def test_lines_of_json(running, capsys):
-    import logging
-
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s", ("hello",), None)
     record.about = {"status": 200, "voice": "ä\n"}
     line = serve._JsonLines().format(record)
