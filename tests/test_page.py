@@ -106,7 +106,8 @@ def test_a_text_is_spoken_played_drawn_and_kept(page, running, anna, monkeypatch
 
 def test_subtitles_are_escaped(page):
     both = page.evaluate("""async () => {
-        const { subtitles } = await import("/page/sound.js"), cues = [{ start: 3599.9996, end: 3601.5, text: "a --> <b> & c" }];
+        const { subtitles } = await import("/page/sound.js");
+        const cues = [{ start: 3599.9996, end: 3601.5, text: "a --> <b> & c" }];
         return [subtitles(cues, false), subtitles(cues, true)];
     }""")
     assert both[0] == "1\n01:00:00,000 --> 01:00:01,500\na -> <b> & c\n"

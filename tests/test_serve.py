@@ -24,7 +24,7 @@ import pytest
 import soundfile
 
 from debug.golden import FIXTURES
-from indextts_jax import audio, emotion, pipeline, scheduling
+from indextts_jax import audio, drawing, emotion, pipeline, scheduling, streaming
 from indextts_jax.audio import to_int16
 from indextts_jax.cli import serve
 from indextts_jax.decoding import Sampling

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import queue
 import signal
 import socket
 import threading
@@ -30,7 +29,7 @@ from indextts_jax.cli.options import (
     number,
     seed,
 )
-from indextts_jax.cli.shared import load_model, progress_of, read_settings
+from indextts_jax.cli.shared import Progress, load_model, progress_of, read_settings
 from indextts_jax.errors import Error, NotFound
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 KEY = "INDEXTTS_API_KEY"
 SENDING = 10  # seconds that clients have for what is left of their answers when the server ends
 WARM = "Hello."  # what is spoken before the server says that it is ready
-WARM_CODES = 60
+WARM_CODES = 256  # of the longest segment that is: five seconds of speech
 
 
 def add(commands: Any) -> None:
@@ -139,7 +138,7 @@ def add_options(sub: argparse.ArgumentParser, port: int, uploads: bool = False) 
 
 def run(options: argparse.Namespace) -> None:
     try:
-        import multipart  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
 
         from indextts_jax.serve import app
@@ -266,7 +265,6 @@ def _prepare(options: argparse.Namespace, server: "Server") -> None:
             )
         server.model = model
         server.service = Service(model.params, model.cfg, options.batch, options.queue)
-        server.service.start()
         reader: list[Any] = []
 
         def read(text: str) -> tuple[float, ...]:
@@ -277,22 +275,19 @@ def _prepare(options: argparse.Namespace, server: "Server") -> None:
         server.read = read
         if not options.no_warmup:
             server.state = "warming up"
-            progress("making programs", 0, 1)
-            _warm_up(server, model)
+            _warm_up(server, model, server.service.rows, progress)
+        server.service.start()
         server.state = "ready"
 
 
-def _warm_up(server: "Server", model: "Model") -> None:
-    """Speak in one of the voices, whole and in chunks. What cannot be spoken is no reason not to serve."""
+def _warm_up(server: "Server", model: "Model", rows: int, progress: Progress) -> None:
+    """Speak in one of the voices: in chunks, whole, and as long as `WARM_CODES`. What cannot be is no reason to end."""
     import numpy as np
 
-    from indextts_jax import audio
-    from indextts_jax.pipeline import Audio
-    from indextts_jax.request import Chunk
-    from indextts_jax.serve.service import Speaking
+    from indextts_jax import audio, buckets, pipeline, scheduling
+    from indextts_jax.request import Given
 
-    defaults, service = server.defaults, server.service
-    assert service is not None
+    defaults, most = server.defaults, min(WARM_CODES, server.defaults.options.max_codes)
     try:
         named = server.voices.names()
         if named:
@@ -300,22 +295,21 @@ def _warm_up(server: "Server", model: "Model") -> None:
         else:  # listened to is what sounds, whatever it is
             noise = np.random.default_rng(0).normal(0, 0.1, 6 * audio.MEL_RATE).astype(np.float32)
             voice = model.listen(audio.recording(noise, audio.MEL_RATE))
-        options = dataclasses.replace(
-            defaults.options, max_codes=min(WARM_CODES, defaults.options.max_codes), retries=0
-        )
-        for streaming in (None, defaults.streaming):
-            told: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            service.submit(Speaking(model.text.analyse(WARM), voice, 0, options, told.put, streaming=streaming))
-            while True:
-                try:
-                    event = told.get(timeout=0.2)  # a wait without an end would keep a signal from being seen
-                except queue.Empty:
-                    interrupts.check()
-                    continue
-                if isinstance(event, Audio) or (isinstance(event, Chunk) and event.last):
-                    break
-                if isinstance(event, Exception):
-                    raise event
+        options = dataclasses.replace(defaults.options, max_codes=most, retries=0)
+        text = model.text.analyse(WARM)
+        [whole, *_] = pipeline.requests(model.params, model.cfg, text, voice, 0, options)
+        asked = [whole, dataclasses.replace(whole, streaming=defaults.streaming)]
+        for codes in (codes for codes in buckets.CODES if codes <= most):
+            asked.append(dataclasses.replace(whole, given=Given(codes=np.zeros(codes, np.int32))))
+        logging.getLogger(scheduling.__name__).setLevel(logging.ERROR)  # that segments are cut off is no news here
+        try:
+            for _ in scheduling.run(
+                model.params, model.cfg, asked, rows, fixed=True,
+                tick=lambda _, finished: progress("making programs", finished, len(asked)),
+            ):  # fmt: skip
+                pass
+        finally:
+            logging.getLogger(scheduling.__name__).setLevel(logging.NOTSET)
     except Error as error:
         log.warning("nothing could be spoken to make programs ahead (%s): the first requests wait for them", error)
 
