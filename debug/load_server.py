@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import resource
 import socket
 import subprocess
@@ -69,11 +70,15 @@ class Running:
             "--steps", arguments.steps, "--allow-uploads", "--queue", arguments.queue,
             *(["--device", "cpu"] if arguments.cpu else []),
         ]  # fmt: skip
-        self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+        # Of its messages the log alone: that the embedded model never stops by itself is no news.
+        with (voices.parent / "server.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command], stdout=subprocess.PIPE, stderr=log, text=True
+            )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise Error("the server did not start: its message is above")
+            raise Error(f"the server did not start: {(voices.parent / 'server.log').read_text()}")
         self.url = line.split()[-1]
         self.host, self.port = self.url.removeprefix("http://").split(":")
         self.http = httpx.Client(base_url=self.url, timeout=600)
@@ -222,7 +227,9 @@ def attacks(arguments: argparse.Namespace) -> list[tuple[str, Callable[[Running]
         ("no recording", lambda running: status(
             running, "POST", "/v1/voices", data={"name": "none"}, files={"file": ("none.wav", bytes(1000))}
         )),
-        ("a host of another name", lambda running: status(running, "GET", "/v1/voices", headers={"Host": "evil.example"})),
+        ("a host of another name", lambda running: status(
+            running, "GET", "/v1/voices", headers={"Host": "evil.example"}
+        )),
         (f"{arguments.connections} connections", lambda running: crowd(running, arguments.connections)),
     ]  # fmt: skip
 
@@ -237,6 +244,7 @@ def main() -> None:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
+    logging.getLogger(scheduling.__name__).setLevel(logging.ERROR)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * arguments.connections)), hard))
     options = Options(

@@ -35,7 +35,9 @@ from indextts_jax.serve.app import Limits, Server
 from indextts_jax.serve.body import Defaults
 from indextts_jax.serve.guard import Failure
 from indextts_jax.serve.service import Closing, Full, Service, Speaking
+from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import save_voice
+from tests import small
 from tests.test_cli import misused, refused
 
 pytestmark = pytest.mark.whole
@@ -133,6 +135,7 @@ def test_openai_gets_the_file_that_speak_makes(running, anna):
     assert found.content == alone(running.model, anna, seed=3).encode("wav")
     samples, rate = soundfile.read(io.BytesIO(found.content), dtype="int16")
     assert rate == 22050
+    assert len(found.response.headers["x-request-id"]) == 12
     analysis = running.model.text.analyse(TEXT, 12)
     [spoken] = pipeline.speak(running.model.params, running.model.cfg, [analysis], [anna], [3], OPTIONS)
     assert len(spoken.segments) == 3
@@ -329,7 +332,7 @@ def test_emotions(running, anna):
         assert samples(emotion=given, emotion_alpha=0.5) == expected
     ben = anna._replace(latents=anna.latents[::-1], emotion=anna.emotion * 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running.server.voices, "voice", lambda name, model: {"anna": anna, "ben": ben}[name])
+        patch.setattr(running.server.voices, "known", {"anna": anna, "ben": ben}.get)
         felt = emotion.Emotion(vector=ben.emotion)
         assert samples(emotion_voice="ben") == pcm(alone(running.model, anna, "Yes.", felt=felt).samples)
     assert "reads no emotions off texts" in running.post(emotion_text="I am glad.").json()["error"]["message"]
@@ -574,6 +577,33 @@ def test_bodies_are_counted():
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "uploads_off")
 
 
+def test_few_voices_are_taken_at_once(monkeypatch):
+    """The fifth is told to come later, and once the others are there it is taken."""
+
+    async def all_of_them():
+        begun, go = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow(self, name, file):
+            begun.release()
+            await go.wait()
+
+        monkeypatch.setattr(Server, "upload", slow)
+        transport = httpx.ASGITransport(app.create(Server(uploads=True)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+
+            async def send():
+                return await client.post("/v1/voices", data={"name": "x"}, files={"file": b"x"})
+
+            four = [asyncio.create_task(send()) for _ in range(4)]
+            for _ in four:
+                await begun.acquire()
+            fifth = await send()
+            go.set()
+            return [answer.status_code for answer in [*await asyncio.gather(*four), fifth, await send()]]
+
+    assert asyncio.run(all_of_them()) == [201, 201, 201, 201, 429, 201]
+
+
 def test_a_body_that_never_comes_is_given_up(running):
     other = Running(running.model, None, limits=Limits(body_seconds=0.1))
     try:
@@ -671,6 +701,19 @@ def test_mistakes_on_the_command_line_are_one_line(converted, tmp_path, capsys, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "uvicorn", None)
         assert "pip install 'indextts-jax[serve]'" in wrong()
+
+
+@pytest.mark.slow
+def test_programs_are_made_before_it_is_ready(model):
+    """Without a voice, too: then no request for speech in a voice of six seconds compiles anything."""
+    server = Server(defaults=Defaults(replace(OPTIONS, max_codes=64), STREAMING))
+    stages = []
+    serve._warm_up(server, model, BATCH, lambda stage, done, total: stages.append((stage, done, total)))
+    assert stages[-1] == ("making programs", 4, 4)  # whole, in chunks, and of 32 and 64 codes
+    voice = model.listen(audio.recording(small.speech(6, 22050, 1), 22050))
+    with Stopwatch() as watch:
+        alone(model, voice, "Hello.", 1, replace(OPTIONS, max_codes=64))
+    assert watch.programs == 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import math
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +109,8 @@ class Server:
     async def voice(self, name: str, param: str) -> Voice:
         """Raises Failure, Error."""
         model, _ = self.ready()
+        if (known := self.voices.known(name)) is not None:  # which waits for no recording that is heard
+            return known
         try:
             return await self._in(self._listening, self.voices.voice, name, model)
         except voices.Unknown as error:
@@ -180,7 +183,7 @@ class Asked:
         voice, felt = await server.voice(body.speaker, "voice"), await server.felt(body)
         self.speaking = Speaking(
             self.text, voice, server.seed(body), options, self._tell, felt, streaming,
-            time.monotonic() + self.until - self._loop.time(),
+            time.monotonic() + self.until - self._loop.time(), f" of request {self._noted['id']}",
         )  # fmt: skip
         service.submit(self.speaking)
 
@@ -407,8 +410,9 @@ def create(server: Server) -> App:
 
     _answer_errors(api)
     limits = server.limits
+    body_bytes = (1 << 16) + 12 * limits.characters  # of JSON, where a character is at most "\\ud83d\\ude00"
     guard = Guard(
-        api, server.key, server.hosts, upload_bytes=limits.upload_bytes, body_seconds=limits.body_seconds
+        api, server.key, server.hosts, body_bytes, limits.upload_bytes, limits.body_seconds
     )  # fmt: skip
     return _Noted(guard, server)
 
@@ -470,7 +474,7 @@ class _Noted:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        noted: dict[str, Any] = {}
+        noted: dict[str, Any] = {"id": secrets.token_hex(6)}
         scope.setdefault("state", {})["noted"] = noted
         begin, status, whole = time.perf_counter(), 0, False
 
@@ -478,6 +482,7 @@ class _Noted:
             nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", noted["id"].encode())]
             whole = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 

@@ -1,10 +1,11 @@
 """What stands before every route: who may ask, how much they may send and for how long (ASGI, no framework)."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -13,6 +14,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+UPLOAD = "/v1/voices"
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 # Without a key: what says whether the server is well, and the page, which asks for the key.
 OPEN = ("/healthz", "/readyz", "/", "/page/")
@@ -51,6 +53,9 @@ class Guard:
     body_bytes: int = 1 << 20
     upload_bytes: int = 20 << 20
     body_seconds: float = 60.0  # until all of a body must be there
+    uploads: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(4)
+    )  # at once, since each is held as a whole
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,6 +65,7 @@ class Guard:
             await self.app(scope, receive, send)  # its start and end
             return
         started = refused = False
+        upload = scope["path"] == UPLOAD and scope["method"] == "POST"
 
         async def noted(message: Message) -> None:
             nonlocal started
@@ -77,12 +83,18 @@ class Guard:
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             self._check(scope["path"], headers)
-            most = self.upload_bytes if scope["path"].startswith("/v1/voices") else self.body_bytes
+            if upload and self.uploads.locked():
+                raise Failure(
+                    429, "other voices are being sent: try again a little later", "queue_full",
+                    headers={"Retry-After": "5", "Connection": "close"},
+                )  # fmt: skip
+            most = self.upload_bytes if upload else self.body_bytes
             counted = _Counted(receive, most, headers, self.body_seconds, end)
         except Failure as failure:
             await refuse(failure, send)
             return
-        await self.app(scope, counted, noted)
+        async with self.uploads if upload else contextlib.nullcontext():
+            await self.app(scope, counted, noted)
 
     def _check(self, path: str, headers: dict[str, str]) -> None:
         """Raises Failure."""

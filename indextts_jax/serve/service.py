@@ -67,6 +67,7 @@ class Speaking:
     felt: Emotion | None = None
     streaming: Streaming | None = None
     until: float | None = None  # `time.monotonic()` after which nobody wants it
+    name: str = ""  # " of request 7", in messages after the number of a segment
     _cancelled: bool = False
     _over: bool = False  # the last event was told
     _requests: deque[Request] | None = None  # that are not handed out
@@ -221,7 +222,7 @@ class Service:
     def _requests(self, speaking: Speaking) -> deque[Request]:
         text, options = speaking.text, speaking.options
         made = pipeline.requests(
-            self._params, self._cfg, text, speaking.voice, speaking.seed, options, speaking.felt
+            self._params, self._cfg, text, speaking.voice, speaking.seed, options, speaking.felt, of=speaking.name
         )  # fmt: skip
         if speaking.streaming is not None:
             speaking._order = Order(self._cfg, text, options, speaking.tell)

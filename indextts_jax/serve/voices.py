@@ -67,29 +67,34 @@ class Voices:
         found = (path for path in sorted(self._folder.iterdir()) if path.suffix.lower() in SUFFIXES)
         return {path.stem: path for path in found if path.is_file()}
 
-    def voice(self, name: str, model: Model) -> Voice:
-        """The voice of a name, which may have to be listened to. Raises Unknown, or Error for a file of the folder."""
+    def known(self, name: str) -> Voice | None:
+        """The voice of a name, if it was sent or has been listened to."""
+        path = self._files().get(name)
         with self._lock:
             if name in self._uploaded:
                 self._uploaded.move_to_end(name)
                 return self._uploaded[name]
-        files = self._files()
-        if name not in files:
-            known = ", ".join(named.name for named in self.names()[:20]) or "none yet"
-            raise Unknown(f"there is no voice {name[:LONGEST_NAME]!r}; there are: {known}")
-        path = files[name]
-        try:
-            about = path.stat()
-        except OSError as error:
-            raise Error(f"the file of voice {name!r} cannot be read ({error.strerror}); put it back") from None
-        key = path, about.st_mtime_ns, about.st_size
-        with self._listening:
+            key = _content(path) if path else None
             if key not in self._heard:
-                self._heard[key] = model.listen(path)
+                return None
             self._heard.move_to_end(key)
-            while len(self._heard) > HEARD:
-                self._heard.popitem(last=False)
             return self._heard[key]
+
+    def voice(self, name: str, model: Model) -> Voice:
+        """The voice of a name, which may have to be listened to. Raises Unknown, or Error for a file of the folder."""
+        with self._listening:
+            if (found := self.known(name)) is not None:
+                return found
+            path = self._files().get(name)
+            if path is None or (key := _content(path)) is None:
+                known = ", ".join(named.name for named in self.names()[:20]) or "none yet"
+                raise Unknown(f"there is no voice {name[:LONGEST_NAME]!r}; there are: {known}")
+            found = model.listen(path)
+            with self._lock:
+                self._heard[key] = found
+                while len(self._heard) > HEARD:
+                    self._heard.popitem(last=False)
+            return found
 
     def check(self, name: str) -> None:
         """See that a sent voice can have this name. Raises Error, Taken."""
@@ -123,6 +128,15 @@ class Voices:
         with self._lock:
             if self._uploaded.pop(name, None) is None:
                 raise Unknown(f"there is no voice {name[:LONGEST_NAME]!r} that was sent")
+
+
+def _content(path: Path) -> tuple[Path, int, int] | None:
+    """What a file holds, as far as one sees from without; None where it has gone."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return path, about.st_mtime_ns, about.st_size
 
 
 def _listened(path: Path, seconds: float, model: Model, listening: threading.Lock) -> Voice:
