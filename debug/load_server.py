@@ -187,7 +187,8 @@ def status(running: Running, method: str, path: str, **more: Any) -> str:
         answer = running.http.request(method, path, **more)
     except httpx.TransportError as error:
         return f"cut ({type(error).__name__})"
-    return f"{answer.status_code} {answer.json().get('error', {}).get('code', '')}".strip()
+    code = answer.json().get("error", {}).get("code", "") if "json" in answer.headers["content-type"] else ""
+    return f"{answer.status_code} {code}".strip()
 
 
 def body(running: Running, **more: Any) -> str:
@@ -266,17 +267,25 @@ def main() -> None:
             running.end()
 
 
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def measure(
     arguments: argparse.Namespace, running: Running, model: Model, voice: Any, options: Options, path: Path,
     voice_path: Path, folder: Path,
 ) -> None:  # fmt: skip
+    note(f"{running.url} is ready")
     under_load(running, 2, 2 * len(TEXTS))  # what is compiled for these texts is compiled
+    note("texts are compiled")
     before = running.megabytes()
     items, seconds = under_load(running, arguments.clients, arguments.requests)
     after = running.megabytes()
+    note(f"{len(items)} answers in {seconds:.0f} s; now each alone")
     lost = sum(item.status != 200 for item in items)
     expected = {id(item): alone(model, voice, item, options) for item in items}
     equal = sum(item.content == expected[id(item)] for item in items)
+    note("now by batch")
     audio = sum(len(item.content) for item in items) / 2 / RATE
     batch = by_batch(arguments, path, voice_path, items, folder)
     streamed, wholes = ([item for item in items if item.streamed is which] for which in (True, False))

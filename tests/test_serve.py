@@ -30,7 +30,7 @@ from indextts_jax.cli import serve
 from indextts_jax.decoding import Sampling
 from indextts_jax.pipeline import Audio
 from indextts_jax.request import Cancelled, Chunk, Options, Streaming
-from indextts_jax.serve import app, encoding, voices
+from indextts_jax.serve import app, encoding, listening, voices
 from indextts_jax.serve.app import Limits, Server
 from indextts_jax.serve.body import Defaults
 from indextts_jax.serve.guard import Failure
@@ -60,10 +60,10 @@ class Running:
         self.service = Service(model.params, model.cfg, BATCH, 16)
         self.service.start()
         self.server.model, self.server.service, self.server.state = model, self.service, "ready"
-        bound = serve._bound("127.0.0.1", 0)
+        bound = listening.bind("127.0.0.1", 0)
         self.port = bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.listening = serve._listening(self.server, bound, 64)
+        self.listening = listening.listening(app.create(self.server), bound, 64)
         self.listening.__enter__()
         self.http = httpx.Client(base_url=self.url, timeout=100)
         self.openai = openai.OpenAI(api_key=KEY, base_url=f"{self.url}/v1", max_retries=0, timeout=100)
@@ -241,6 +241,19 @@ def test_segments_of_texts_take_turns(model, anna):
     ended = [told.get(timeout=100) for _ in range(2)]
     assert [name for name, _ in ended] == ["short", "long"]
     assert all(isinstance(event, Audio) for _, event in ended)
+    service.close()
+
+
+def test_kinds_of_sampling_take_turns(model, anna):
+    """A text of one kind ends long before a long text of another one that came first."""
+    service, told = Service(model.params, model.cfg, 1), queue.SimpleQueue()
+    text = model.text.analyse("One. " * 30, 4)
+    short = replace(OPTIONS, max_codes=4)
+    for i, (said, sampling) in enumerate(((text, Sampling(1)), (model.text.analyse("Yes."), Sampling(2)))):
+        options = replace(short, sampling=sampling)
+        service.submit(Speaking(said, anna, 0, options, lambda event, i=i: told.put((i, service._back))))
+    service.start()
+    assert [told.get(timeout=100) for _ in range(2)] == [(1, pytest.approx(8, abs=4)), (0, 31)]
     service.close()
 
 
@@ -616,6 +629,31 @@ def test_a_body_that_never_comes_is_given_up(running):
 
 
 # ---- figures and the end --------------------------------------------------------------------------------------------
+
+
+def test_silent_connections_are_closed(running, monkeypatch):
+    """Those that say nothing, half a head, or half of a second one; not those that wait for an answer."""
+    monkeypatch.setattr(listening, "HEAD_SECONDS", 0.3)
+    host = f"Host: 127.0.0.1:{running.port}\r\n"
+    whole = f"GET /healthz HTTP/1.1\r\n{host}\r\n"
+    for sent, answers in (("", 0), ("GET /healthz HTTP/1.1\r\n", 0), (whole + "GET /heal", 1)):
+        with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
+            client.sendall(sent.encode())
+            found = b""
+            while piece := client.recv(1000):
+                found += piece
+            assert found.count(b"200 OK") == answers
+    assert running.post(max_codes=60).status_code == 200
+
+
+def test_many_silent_connections_keep_nobody_waiting(running):
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
+        assert running.http.get("/healthz").status_code == 200
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
+        assert running.http.get("/healthz").status_code == 503  # of more than there may be
 
 
 def test_figures(running):

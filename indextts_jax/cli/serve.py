@@ -1,16 +1,13 @@
 """indextts-jax serve: speech over HTTP, as OpenAI's clients ask for it."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = "INDEXTTS_API_KEY"
-SENDING = 10  # seconds that clients have for what is left of their answers when the server ends
 WARM = "Hello."  # what is spoken before the server says that it is ready
 WARM_CODES = 256  # of the longest segment that is: five seconds of speech
 
@@ -109,7 +105,7 @@ def add_options(sub: argparse.ArgumentParser, port: int, uploads: bool = False) 
         help="of a voice's recording, of which 15 s are heard (%(default)g)",
     )
     group.add_argument(
-        "--connections", type=number(int, 1, 100_000), default=512, metavar="N", help="open at once (%(default)s)"
+        "--connections", type=number(int, 1, 100_000), default=2048, metavar="N", help="open at once (%(default)s)"
     )
     group = sub.add_argument_group("speech", "Defaults of requests that leave them out.")
     group.add_argument(
@@ -145,6 +141,7 @@ def run(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise Error(f"{error.name} is not installed: pip install 'indextts-jax[serve]'") from None
     from indextts_jax.serve.app import Limits, Server
+    from indextts_jax.serve.listening import bind, listening
     from indextts_jax.serve.voices import Voices
 
     if options.log_json:
@@ -162,10 +159,10 @@ def run(options: argparse.Namespace) -> None:
         raise Error(f"--voices {error}") from None
     uploads = options.page or options.allow_uploads
     server = Server(voices, _defaults(options), limits, uploads, options.page, key, hosts)
-    bound = _bound(options.host, options.port)
+    bound = bind(options.host, options.port)
     shown = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{shown}:{bound.getsockname()[1]}"
-    with _listening(server, bound, options.connections):
+    with listening(app.create(server), bound, options.connections):
         _prepare(options, server)
         if not options.quiet:
             print(f"{'the page is' if options.page else 'listening'} at {address}", flush=True)
@@ -212,42 +209,6 @@ def _defaults(options: argparse.Namespace) -> "Defaults":
         read_settings(options, options.batch, **own), Streaming(options.first_codes, options.hop), options.seed,
         options.language, options.segment_tokens, options.first_segment_tokens, options.paragraph_ms,
     )  # fmt: skip
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket at an address. Raises Error."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except OSError as error:
-        raise Error(f"--host {host} --port {port}: {error.strerror}; choose another one, such as --port 0") from None
-    return found
-
-
-@contextlib.contextmanager
-def _listening(server: "Server", bound: socket.socket, connections: int) -> Iterator[None]:
-    """Answer requests in a thread while the block runs: that the server is not ready, as long as it is not."""
-    import uvicorn
-
-    from indextts_jax.serve import app
-
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
-    http = uvicorn.Server(
-        uvicorn.Config(
-            app.create(server), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-            limit_concurrency=connections, timeout_graceful_shutdown=SENDING, http="h11",
-        )
-    )  # fmt: skip
-    thread = threading.Thread(target=http.run, args=([bound],), name="http", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        http.should_exit = True
-        thread.join()
-        bound.close()
 
 
 def _prepare(options: argparse.Namespace, server: "Server") -> None:
@@ -317,6 +278,8 @@ def _warm_up(server: "Server", model: "Model", rows: int, progress: Progress) ->
 def _drain(server: "Server") -> None:
     """Finish what is under way, and refuse what is new."""
     server.state = "ending"
+    from indextts_jax.serve.listening import SENDING
+
     if server.service is not None:
         log.info("ending: %d requests are under way", server.service.places)
         server.service.close(server.limits.seconds + SENDING)

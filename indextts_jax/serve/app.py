@@ -418,7 +418,7 @@ def create(server: Server) -> App:
 
 
 def _wait(service: Service) -> int:
-    """Seconds after which a place may be free: about what the texts under way need, a few at least."""
+    """Seconds after which to try again: one for every batch of texts under way."""
     return max(1, min(60, math.ceil(service.places / service.rows)))
 
 

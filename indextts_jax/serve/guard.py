@@ -6,6 +6,7 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -15,6 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 UPLOAD = "/v1/voices"
+UPLOADS = 4  # at once, since each is held as a whole
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 # Without a key: what says whether the server is well, and the page, which asks for the key.
 OPEN = ("/healthz", "/readyz", "/", "/page/")
@@ -53,9 +55,7 @@ class Guard:
     body_bytes: int = 1 << 20
     upload_bytes: int = 20 << 20
     body_seconds: float = 60.0  # until all of a body must be there
-    uploads: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(4)
-    )  # at once, since each is held as a whole
+    uploads: asyncio.Semaphore = field(default_factory=partial(asyncio.Semaphore, UPLOADS))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
