@@ -246,14 +246,14 @@ def test_segments_of_texts_take_turns(model, anna):
 
 def test_kinds_of_sampling_take_turns(model, anna):
     """A text of one kind ends long before a long text of another one that came first."""
-    service, told = Service(model.params, model.cfg, 1), queue.SimpleQueue()
+    service, told = Service(model.params, model.cfg, 2), queue.SimpleQueue()
     text = model.text.analyse("One. " * 30, 4)
     short = replace(OPTIONS, max_codes=4)
     for i, (said, sampling) in enumerate(((text, Sampling(1)), (model.text.analyse("Yes."), Sampling(2)))):
         options = replace(short, sampling=sampling)
         service.submit(Speaking(said, anna, 0, options, lambda event, i=i: told.put((i, service._back))))
     service.start()
-    assert [told.get(timeout=100) for _ in range(2)] == [(1, pytest.approx(8, abs=4)), (0, 31)]
+    assert [told.get(timeout=100) for _ in range(2)] == [(1, pytest.approx(10, abs=3)), (0, 31)]
     service.close()
 
 
@@ -653,7 +653,7 @@ def test_many_silent_connections_keep_nobody_waiting(running):
         assert running.http.get("/healthz").status_code == 200
         for _ in range(20):
             stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
-        assert running.http.get("/healthz").status_code == 503  # of more than there may be
+        running.until(lambda: running.http.get("/healthz").status_code == 503)  # of more than there may be
 
 
 def test_figures(running):
