@@ -29,7 +29,7 @@ from indextts_jax.audio import to_int16
 from indextts_jax.cli import serve
 from indextts_jax.decoding import Sampling
 from indextts_jax.pipeline import Audio
-from indextts_jax.request import Cancelled, Chunk, Options, Streaming
+from indextts_jax.request import Cancelled, Chunk, Options, Result, Streaming
 from indextts_jax.serve import app, encoding, listening, voices
 from indextts_jax.serve.app import Limits, Server
 from indextts_jax.serve.body import Defaults
@@ -257,16 +257,43 @@ def test_kinds_of_sampling_take_turns(model, anna):
     service.close()
 
 
-def test_who_hangs_up_frees_its_rows(running):
-    """In the midst of a stream, and waiting for a file: long before all would have been drawn."""
-    before = running.service.usage.row_steps
-    body = {"input": "One small test. " * 20, "voice": "anna", "response_format": "pcm", "max_codes": 300}
-    with running.http.stream("POST", "/v1/audio/speech", json={**body, "stream": True}) as response:
-        next(response.iter_raw())
-    with pytest.raises(httpx.ReadTimeout):
-        running.http.post("/v1/audio/speech", json=body, timeout=0.5)
-    running.until(lambda: running.service.places == 0 and running.service.rows_in_use == 0)
-    assert running.service.usage.row_steps - before < 20 * 300
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_hangs_up_frees_its_rows(running, monkeypatch, stream):
+    """In the midst of a stream, and waiting for a file: the segment that is drawn is given up, the next never begun.
+
+    The scheduler waits here until the client has gone.
+    """
+    gone, take, tick, errors = threading.Event(), Service._take, Service._tick, []
+
+    def waits(self, found):
+        if isinstance(found, Chunk) and found.start:
+            assert gone.wait(60)
+        errors.extend([found.error] if isinstance(found, Result) else [])
+        take(self, found)
+
+    def ticks(self, *counts):
+        tick(self, *counts)
+        assert stream or not self._handed or gone.wait(60)
+
+    monkeypatch.setattr(Service, "_take", waits)
+    monkeypatch.setattr(Service, "_tick", ticks)
+    text = "One small test. [pause 1s] Two small tests. [pause 1s] Three. [pause 1s] Four. [pause 1s] Five."
+    body = {"input": text, "voice": "anna", "response_format": "pcm", "max_codes": 300, "stream": stream}
+    running.until(lambda: running.service._handed == running.service._back)
+    with running.service._changed:
+        running.service._handed = running.service._drawn = running.service._back = 0
+    if stream:
+        with running.http.stream("POST", "/v1/audio/speech", json=body) as response:
+            next(response.iter_raw())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            running.http.post("/v1/audio/speech", json=body, timeout=0.5)
+    running.until(lambda: running.service.places == 0)
+    gone.set()
+    running.until(lambda: running.service._handed == running.service._back)
+    assert errors
+    assert all(isinstance(error, Cancelled) for error in errors)
+    monkeypatch.undo()
     assert running.post("Yes.").status_code == 200
 
 
@@ -680,18 +707,22 @@ def test_figures(running):
 
 
 def test_a_service_that_closes_finishes_what_is_under_way(model, anna):
-    """It takes no more at once, and ends when the last place is given back."""
+    """It takes no more at once, and ends when the last place is given back.
+
+    Whoever closes waits first, so that a text would wake it alone, were not all who wait woken.
+    """
     service, told = Service(model.params, model.cfg, BATCH, most=1), queue.SimpleQueue()
-    service.start()
     with contextlib.ExitStack() as stack:
         stack.enter_context(service.place())
         with pytest.raises(Full, match="1 requests are under way"), service.place():
             pass
-        speaking = Speaking(model.text.analyse(TEXT, 12), anna, 0, OPTIONS, told.put)
-        service.submit(speaking)
         closing = ThreadPoolExecutor(1).submit(service.close)
         while not service.closing:
             time.sleep(0.01)
+        service.start()
+        while len(service._changed._waiters) < 2:
+            time.sleep(0.01)
+        service.submit(Speaking(model.text.analyse(TEXT, 12), anna, 0, OPTIONS, told.put))
         with pytest.raises(Closing), service.place():
             pass
         assert isinstance(told.get(timeout=100), Audio)
