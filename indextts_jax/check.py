@@ -21,7 +21,7 @@ from indextts_jax.errors import Error, shown
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "soundfile", "sentencepiece", "wetext", "tokenizers")
 EXTRAS = {  # of pyproject.toml: what each is found by
     "download": "huggingface_hub", "plot": "matplotlib", "loudness": "pyloudnorm", "train": "grain",
-    "completion": "shtab",
+    "completion": "shtab", "serve": "fastapi",
 }  # fmt: skip
 ROOM = 1.3  # times the weights: what speaking took at its peak with the official model, in float32
 GOOD = ("ok", "note")

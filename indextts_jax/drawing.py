@@ -106,6 +106,18 @@ class Drawing:
         """Forget the rows that wait for a place."""
         self._waiting.clear()
 
+    def drop(self, unwanted: Callable[[Draw], bool]) -> list[Draw]:
+        """Give up rows that nobody wants: -> them. Their places are free; the others draw what they draw anyway."""
+        rows = [row for row, draw in self._places.items() if unwanted(draw)]
+        dropped = [self._places.pop(row) for row in rows]
+        if rows and self._state is not None:
+            over = np.array(self._state.done)
+            over[rows] = True
+            self._state = self._state._replace(done=jax.device_put(over, self._state.done.sharding))
+        dropped += [draw for draw in self._waiting if unwanted(draw)]
+        self._waiting = deque(draw for draw in self._waiting if not unwanted(draw))
+        return dropped
+
     def taken(self) -> list[Draw]:
         """Everything that is not finished, which is thereby given up."""
         for draw in self._places.values():

@@ -34,7 +34,7 @@ class Growing:
         self._resample = None if target == rate else soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
         self.samples = 0  # written so far
         if header:
-            self._write(_wav_header(target, None))
+            self._write(wav_header(target, None))
 
     @property
     def seconds(self) -> float:
@@ -63,9 +63,9 @@ class Growing:
         """Write the sizes, where that is possible, and leave out what was written in part. The file stays open."""
         if not self._header or not self._file.seekable():
             return
-        self._file.truncate(len(_wav_header(self._rate, None)) + 2 * self.samples)
+        self._file.truncate(len(wav_header(self._rate, None)) + 2 * self.samples)
         self._file.seek(0)
-        self._file.write(_wav_header(self._rate, self.samples))
+        self._file.write(wav_header(self._rate, self.samples))
 
     def __enter__(self) -> "Growing":
         return self
@@ -74,7 +74,7 @@ class Growing:
         self.close()
 
 
-def _wav_header(rate: int, samples: int | None) -> bytes:
+def wav_header(rate: int, samples: int | None) -> bytes:
     """The 44 bytes before the samples of a mono file of 16 bits; None: of unknown length."""
     size = _UNKNOWN if samples is None or 2 * samples + 36 > _UNKNOWN else 2 * samples
     whole = _UNKNOWN if size == _UNKNOWN else size + 36

@@ -1,6 +1,6 @@
 """What is asked for, and what comes of it: one segment at a time, as the scheduler takes and gives them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -90,6 +90,11 @@ class Request:
     frames: int | None = None  # mel frames to speak it in; None: by its codes and `options.speed`
     codes_only: bool = False  # nothing is rendered
     streaming: Streaming | None = None  # its samples are given in chunks
+    cancelled: Callable[[], bool] | None = None  # once it is true nobody waits for it: its result is `Cancelled`
+
+
+class Cancelled(Error):
+    """Nobody waits for this segment any more."""
 
 
 class Chunk(NamedTuple):

@@ -27,7 +27,7 @@ from indextts_jax.groups import Groups, Spoken, measure, spoken
 from indextts_jax.models import Params, gpt
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.render import text_batch
-from indextts_jax.request import Chunk, Request, Result
+from indextts_jax.request import Cancelled, Chunk, Request, Result
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def run(
     tick: Callable[[int, int], None] = lambda drawn, finished: None,
     usage: Usage | None = None,
     ending: Callable[[], bool] = lambda: False,
+    patience: int | None = None,
 ) -> Generator[Result | Chunk, None, None]:
     """Speak requests as they come: -> their results, in the order in which they are finished.
 
@@ -58,10 +59,14 @@ def run(
     the rows drawn and the requests finished so far; what it raises ends the run. ending: once it is true, what is on
     the device is finished, and no more is begun: other requests have no result.
 
-    A request that cannot be spoken is a result with its error. Out of memory on the device, the batch is halved.
+    patience: while requests of another kind wait, as many batches of the present kind are begun, and then it is their
+    turn (default: a batch goes on as long as there are requests of its kind, which is fastest).
+
+    A request that cannot be spoken is a result with its error, and so is one that is cancelled. Out of memory on the
+    device, the batch is halved.
     """
     batch = batch or rows(params, cfg)
-    loop = _Loop(params, cfg, batch, fixed, mels, usage or Usage())
+    loop = _Loop(params, cfg, batch, fixed, mels, usage or Usage(), patience)
     source, over = iter(requests), False
     while True:
         tick(loop.drawn, loop.finished)
@@ -88,13 +93,16 @@ def run(
 class _Loop:
     """Requests on their way: those that wait, the batch that draws, the groups that are rendered."""
 
-    def __init__(self, params: Params, cfg: Config, batch: int, fixed: bool, mels: bool, usage: Usage):
+    def __init__(
+        self, params: Params, cfg: Config, batch: int, fixed: bool, mels: bool, usage: Usage, patience: int | None
+    ):
         self._params, self._cfg, self._batch, self._usage = params, cfg, batch, usage
         self._groups_of = partial(Groups, params, cfg, fixed=fixed, mels=mels, usage=usage)
         self._groups = self._groups_of(1 if _on_cpu(params) else batch)
         self._drawing: Drawing | None = None
         self._waiting: dict[Any, deque[Draw]] = {}  # by kind of sampling, the one that waits longest first
         self.drawn = self.finished = 0
+        self._patience, self._begun = patience, 0  # rows handed to the batch while other kinds waited
 
     @property
     def open(self) -> bool:
@@ -142,6 +150,7 @@ class _Loop:
 
     def step(self, polls: bool) -> Iterator[Result | Chunk]:
         """Draw for a while, start what can be rendered, and give what is finished."""
+        yield from self._drop()
         self._choose()
         wait = not self._drawing  # for samples: what was drawn last is told first
         if self._drawing:
@@ -170,12 +179,35 @@ class _Loop:
         if self._drawing is None and self._waiting:
             first = next(iter(self._waiting.values()))[0]
             self._drawing = Drawing(self._params["gpt"], self._cfg.gpt, first.sampling, self._batch, self._usage)
+            self._begun = 0
         drawing = self._drawing
         waiting = self._waiting.get(drawing.kind) if drawing else None
         while drawing and waiting and drawing.unfinished < 2 * self._batch:
+            if len(self._waiting) > 1 and self._patience is not None:
+                if self._begun >= self._patience * self._batch:  # the batch runs empty, and the next is of another kind
+                    self._waiting[drawing.kind] = self._waiting.pop(drawing.kind)
+                    break
+                self._begun += 1
             drawing.add(waiting.popleft())
         if drawing and not waiting:
             self._waiting.pop(drawing.kind, None)
+
+    def _drop(self) -> Iterator[Result]:
+        """Give up the rows that nobody waits for any more: -> their results."""
+        dropped = self._drawing.drop(_cancelled) if self._drawing else []
+        for kept, waiting in list(self._waiting.items()):
+            dropped += filter(_cancelled, waiting)
+            self._waiting[kept] = deque(draw for draw in waiting if not _cancelled(draw))
+            if not self._waiting[kept]:
+                del self._waiting[kept]
+        if self._drawing and not self._drawing.unfinished:
+            self._drawing = None
+        self.drawn += len(dropped)
+        for draw in dropped:
+            if not isinstance(draw.tag.stream, Error):  # which was given
+                self.finished += 1
+                request = draw.tag.request
+                yield Result(request, np.zeros(0, np.int32), True, draw.attempts, error=_given_up(request))
 
     def _begin(self, draw: Draw, codes: np.ndarray) -> Iterator[Chunk | Result]:
         """The chunks of a row of which some codes are known."""
@@ -196,6 +228,8 @@ class _Loop:
         try:
             if draw.error:
                 raise draw.error
+            if _cancelled(draw):
+                raise _given_up(row.request)
             assert best is not None
             row.stopped, row.attempts = best.stopped, draw.attempts
             measure(self._cfg, row, best.codes)
@@ -226,6 +260,8 @@ class _Loop:
 
     def _chunks(self, row: Spoken, codes: np.ndarray, whole: bool) -> Iterator[Chunk]:
         while True:
+            if row.request.cancelled is not None and row.request.cancelled():
+                raise _given_up(row.request)
             begin = perf_counter()
             found = self._do(lambda: [row.stream.chunk(codes, whole)])
             self._usage.rendering += perf_counter() - begin
@@ -254,6 +290,15 @@ class _Loop:
             self._waiting.setdefault(kind(draw.sampling), deque()).appendleft(draw)
         for row in rendered:
             self._do(lambda row=row: self._groups.add(row))
+
+
+def _cancelled(draw: Draw) -> bool:
+    cancelled = draw.tag.request.cancelled
+    return cancelled is not None and cancelled()
+
+
+def _given_up(request: Request) -> Cancelled:
+    return Cancelled(f"{request.name} was given up: nobody waits for it")
 
 
 def _prefix(params: Params, cfg: Config, request: Request) -> Prefix:

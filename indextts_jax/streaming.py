@@ -49,30 +49,54 @@ def stream(
         replace(request, tag=i, streaming=streaming)
         for i, request in enumerate(pipeline.requests(params, cfg, text, voice, key, options, felt))
     ]
-    before, *after = pipeline.silences(cfg, len(asked), options, text)
-    texts = text.texts or [""] * len(asked)
-    at, segment = 0, 0  # the next sample, and the segment whose turn it is
-    begin = len(before)  # its first sample
-    given: list[np.ndarray] = []  # of that segment
-    waiting: dict[int, deque[Chunk | Result]] = {}
+    order = Order(cfg, text, options, said)
     for found in scheduling.run(params, cfg, asked, options.batch or 1, tick=lambda *_: tick()):
+        yield from order.add(found.request.tag, found)
+
+
+class Order:
+    """Puts what comes of the segments of one text in their order, with the silences around them.
+
+    `said` as in `stream`.
+    """
+
+    def __init__(self, cfg: Config, text: Analysis, options: Options, said: Callable[[Cue], None] = lambda cue: None):
+        self._cfg, self._options, self._said = cfg, options, said
+        self._before, *self._after = pipeline.silences(cfg, len(text.segments), options, text)
+        self._texts = text.texts or [""] * len(text.segments)
+        self._at, self._segment = 0, 0  # the next sample, and the segment whose turn it is
+        self._begin = len(self._before)  # its first sample
+        self._given: list[np.ndarray] = []  # of that segment
+        self._waiting: dict[int, deque[Chunk | Result]] = {}
+
+    def add(self, segment: int, found: Chunk | Result) -> Iterator[Chunk]:
+        """Take a chunk of a segment, or its result: -> the chunks whose turn has come.
+
+        Raises the error of a segment when it is its turn.
+        """
         if isinstance(found, Chunk) or found.error is not None:
-            waiting.setdefault(found.request.tag, deque()).append(found)
-        while waiting.get(segment):
-            piece = waiting[segment].popleft()
+            self._waiting.setdefault(segment, deque()).append(found)
+        while waiting := self._waiting.get(self._segment):
+            piece = waiting.popleft()
             if isinstance(piece, Result):
                 assert piece.error is not None
                 raise piece.error
-            samples = piece.samples
-            if piece.last:
-                samples = pipeline.ended(cfg, samples, options, given)
-                end = at + len(before) + len(samples)
-                said(Cue(begin, end, texts[segment]))
-                begin = end + len(after[segment])
-                samples = np.concatenate([samples, after[segment]])
-                segment, given = segment + 1, []
-            elif options.trim_tail:
-                given.append(samples)
-            samples = np.concatenate([before, samples])
-            yield Chunk(samples, at, piece.codes, segment == len(asked), piece.request)
-            at, before = at + len(samples), before[:0]
+            yield self._placed(piece)
+
+    def _placed(self, piece: Chunk) -> Chunk:
+        """A chunk of the segment whose turn it is, as one of the text."""
+        samples = piece.samples
+        if piece.last:
+            silence = self._after[self._segment]
+            samples = pipeline.ended(self._cfg, samples, self._options, self._given)
+            end = self._at + len(self._before) + len(samples)
+            self._said(Cue(self._begin, end, self._texts[self._segment]))
+            self._begin = end + len(silence)
+            samples = np.concatenate([samples, silence])
+            self._waiting.pop(self._segment)
+            self._segment, self._given = self._segment + 1, []
+        elif self._options.trim_tail:
+            self._given.append(samples)
+        samples = np.concatenate([self._before, samples])
+        start, self._at, self._before = self._at, self._at + len(samples), self._before[:0]
+        return Chunk(samples, start, piece.codes, self._segment == len(self._after), piece.request)

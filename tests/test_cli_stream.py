@@ -96,7 +96,7 @@ def test_a_player_that_goes(converted):
 
 
 def test_a_disk_that_is_full_keeps_what_was_heard(converted, tmp_path, capsys, monkeypatch):
-    out, header = tmp_path / "out.wav", growing._wav_header
+    out, header = tmp_path / "out.wav", growing.wav_header
     write = growing.Growing._write
 
     def full(self, data):

@@ -23,7 +23,7 @@ LAYERS = (
     ("model",),
     ("hearing",),
     ("batch",),
-    ("ray",),
+    ("ray", "serve"),
     ("convert", "bench"),
     ("train",),
     ("cli",),

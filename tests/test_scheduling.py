@@ -13,7 +13,7 @@ from debug.golden import TOLERANCE, relative
 from indextts_jax import decoding, pipeline, scheduling, seeds
 from indextts_jax.decoding import Sampling
 from indextts_jax.models import bigvgan, gpt, s2mel
-from indextts_jax.request import Given, Options, Request
+from indextts_jax.request import Cancelled, Chunk, Given, Options, Request, Streaming
 from indextts_jax.scheduling import IN_FLIGHT, Usage
 from indextts_jax.timing import Stopwatch
 from tests import small
@@ -284,6 +284,68 @@ def test_with_fixed_shapes_the_bits_are_the_same_whatever_stands_beside(system, 
     for tag, speech in zip((0, 6), spoken, strict=True):
         np.testing.assert_array_equal(speech.segments[0].codes, expected[tag].codes)
         assert relative(speech.samples, expected[tag].samples) <= TOLERANCE["component"]
+
+
+# ---- cancelled, and in turns ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_cancelled_request_frees_its_row_and_changes_no_other(system, beams):
+    """Those that wait and those that are drawn: each has the error that says so, all others the same bits."""
+    options = replace(OPTIONS, sampling=Sampling(beams), max_codes=60)
+    requests = {i: system.request(i, replace(options, max_codes=60 if i in (1, 5) else 12)) for i in range(8)}
+    expected = system.all(requests.values(), fixed=True)
+    gone, usage = set(), Usage()
+
+    def source():
+        for i, request in requests.items():
+            yield replace(request, cancelled=lambda i=i: i in gone)
+
+    def tick(drawn, finished):
+        if drawn:  # a row has ended: 1 has a place by now, and 5 has it or waits
+            gone.update((1, 5))
+
+    found = system.all(source(), fixed=True, usage=usage, tick=tick)
+    assert all(isinstance(found.pop(i).error, Cancelled) for i in gone)
+    for tag, result in found.items():
+        np.testing.assert_array_equal(result.codes, expected[tag].codes)
+        np.testing.assert_array_equal(result.samples, expected[tag].samples)
+    assert len(found) == 6
+    assert usage.used_row_steps < 12 * 8 + 30  # not 60 of each
+
+
+def test_a_cancelled_stream_gives_no_more_chunks(model, voice):
+    """Cancelled after its first chunk, while it is drawn; the one beside it is whole."""
+    system, options, gone = System(model, voice, -20), replace(OPTIONS, max_codes=100), []
+    first, other = (system.request(i, options, streaming=Streaming(40, 40)) for i in range(2))
+    first = replace(first, cancelled=lambda: bool(gone))
+    chunks, results, counted = {0: 0, 1: 0}, {}, []
+    for found in system.run([first, other], tick=lambda *counts: counted.append(counts)):
+        if isinstance(found, Chunk):
+            chunks[found.request.tag] += 1
+            gone.append(1)
+        else:
+            assert found.request.tag not in results
+            results[found.request.tag] = found.error
+    assert isinstance(results[0], Cancelled)
+    assert results[1] is None
+    assert chunks[0] <= 1 < chunks[1]
+    assert counted[-1] == (2, 2)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_stream_of_one_kind_leaves_the_others_their_turn(system, patience):
+    """With patience the one of two beams comes after as many batches; without, at the very end."""
+    other = replace(OPTIONS, sampling=Sampling(beams=2))
+
+    def source():
+        for i in range(40):
+            yield system.request(i, other if i == 3 else OPTIONS)
+
+    order = [result.request.tag for result in system.run(source(), 4, patience=patience)]
+    assert sorted(order) == list(range(40))
+    place = order.index(3)
+    assert place == 39 if patience is None else place < 20
 
 
 # ---- out of memory --------------------------------------------------------------------------------------------------

@@ -22,18 +22,20 @@ from indextts_jax.cli import (
     info,
     merge,
     prepare,
+    serve,
     speak,
     text,
     train,
     voice,
     warmup,
+    webui,
 )
 from indextts_jax.cli.options import Formatter, Parser
 from indextts_jax.errors import Error
 
 COMMANDS = (
-    download, convert, check, config, info, speak, batch, voice, emotion, text, warmup, bench, prepare, train, merge,
-    export, completion,
+    download, convert, check, config, info, speak, batch, serve, webui, voice, emotion, text, warmup, bench, prepare,
+    train, merge, export, completion,
 )  # fmt: skip
 
 
