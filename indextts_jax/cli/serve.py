@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from indextts_jax import interrupts
 from indextts_jax.cli.options import (
+    Parser,
     add_common,
     add_device,
     add_ends,
@@ -54,7 +55,7 @@ def add(commands: Any) -> None:
     sub.set_defaults(page=False)
 
 
-def add_options(sub: argparse.ArgumentParser, port: int, uploads: bool = False) -> None:
+def add_options(sub: Parser, port: int, uploads: bool = False) -> None:
     """What `serve` and `webui` have in common; uploads: whether they are allowed anyway."""
     group = sub.add_argument_group("everyday")
     add_model(sub, group)
