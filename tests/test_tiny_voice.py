@@ -12,7 +12,7 @@ import pytest
 
 from indextts_jax import Options, Sampling, audio, checkpoint, config, features, load, text
 from indextts_jax.errors import Error
-from indextts_jax.models import campplus
+from indextts_jax.models import campplus, w2vbert
 from indextts_jax.train import settings, stages
 from indextts_jax.train.recipes.tiny_voice import assemble, corpus, grammar, measure, model
 from indextts_jax.voice import Voice
@@ -156,6 +156,18 @@ def test_the_vocoder_hears_nothing_in_the_mean():
     assert made["stage_0"]["plain_0_0"]["kernel"].tolist() == pytest.approx([0.3] * 3)
     assert made["stage_0"]["dilated_0_0"]["kernel"].tolist() == [1] * 3
     assert np.abs(made["out"]["kernel"]).max() == pytest.approx(0.1 * np.abs(drawn["out"]["kernel"]).max())
+
+
+def test_a_layer_of_the_encoder_adds_little():
+    cfg = replace(small.W2VBERT, layers=8)
+    drawn, x, lengths = small.parameters("w2vbert", cfg), small.normal(0, 1, 20, 6), np.array([20])
+    kept = []
+    for params in (drawn, model.near_identity(drawn)):
+        whole = w2vbert.encode(params, cfg, x, np.ones((1, 20), bool), lengths)
+        without = {**params, "encoder": {k: v for k, v in params["encoder"].items() if k != "layer_7"}}
+        less = w2vbert.encode(without, replace(cfg, layers=7), x, np.ones((1, 20), bool), lengths)
+        kept.append(np.corrcoef(np.ravel(whole), np.ravel(less))[0, 1])
+    assert 1 - kept[1] < (1 - kept[0]) / 3, kept
 
 
 def test_one_speaker_has_one_style(folder):
