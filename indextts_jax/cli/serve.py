@@ -57,6 +57,7 @@ def add(commands: Any) -> None:
 
 def add_options(sub: Parser, port: int, uploads: bool = False) -> None:
     """What `serve` and `webui` have in common; uploads: whether they are allowed anyway."""
+    sub.bare = True  # the model may stand in the settings
     group = sub.add_argument_group("everyday")
     add_model(sub, group)
     group.add_argument(
