@@ -12,7 +12,7 @@ import pytest
 
 from indextts_jax import Options, Sampling, audio, checkpoint, config, features, load, text
 from indextts_jax.errors import Error
-from indextts_jax.models import campplus, w2vbert
+from indextts_jax.models import campplus, repcodec, w2vbert
 from indextts_jax.train import settings, stages
 from indextts_jax.train.recipes.tiny_voice import assemble, corpus, grammar, measure, model
 from indextts_jax.voice import Voice
@@ -217,6 +217,18 @@ def test_a_model_of_half_size(folder, tmp_path):
     with pytest.raises(Error, match="repcodec: some weights are too large for float16"):
         assemble.assemble(tmp_path / "large", tmp_path / "no", {}, half=True)
     assert not (tmp_path / "no").exists()
+
+
+def test_what_is_trained_so_far_fits_the_model():
+    kept = PACKAGE / "trained"
+    assert checkpoint.verify(kept) == []
+    cfg, _ = checkpoint.read_description(kept)
+    assert (cfg.w2vbert, cfg.repcodec) == (model.SIZES.w2vbert, model.SIZES.repcodec)
+    encoder = checkpoint.restore(kept, "w2vbert", cfg.w2vbert, np.dtype(np.float32))
+    codec = checkpoint.restore(kept, "repcodec", cfg.repcodec, np.dtype(np.float32))
+    heard = w2vbert.encode(encoder, cfg.w2vbert, small.normal(0, 1, 50, 160), np.ones((1, 50), bool), np.array([50]))
+    codes = repcodec.quantize(codec, cfg.repcodec, heard, np.array([50])).codes
+    assert len(np.unique(codes)) > 5
 
 
 # ---- what is measured -----------------------------------------------------------------------------------------------
