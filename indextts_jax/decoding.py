@@ -127,7 +127,8 @@ def process(scores: Array, seen: Array, sampling: Sampling) -> Array:
 
     def each(value: float | Array | None) -> Array:
         """A number, or one per row [B], against the scores."""
-        assert value is not None
+        if value is None:
+            raise Error("repetition_penalty is None, which stands for the model's own: give it by Sampling.of(cfg)")
         array = jnp.asarray(value, scores.dtype)
         return array.reshape(array.shape + (1,) * (scores.ndim - 1)) if array.ndim else array
 
@@ -154,7 +155,7 @@ def draw(logits: Array, seen: Array, keys: Array, sampling: Sampling, cfg: GPTCo
     The start code is never drawn: the reference does not forbid it and indexes past its codebook when it comes.
     """
     allowed = jnp.arange(logits.shape[-1])[None] != cfg.start_code
-    scores = process(jnp.where(allowed, logits, -jnp.inf), seen, sampling)
+    scores = process(jnp.where(allowed, logits, -jnp.inf), seen, sampling.of(cfg))
     if not sampling.sample:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
@@ -170,7 +171,7 @@ def candidates(
     """
     B, K, V = logits.shape
     scores = jnp.where(jnp.arange(V)[None, None] == cfg.start_code, -jnp.inf, jax.nn.log_softmax(logits, axis=-1))
-    scores = (process(scores, seen, sampling) + running[:, :, None]).reshape(B, K * V)
+    scores = (process(scores, seen, sampling.of(cfg)) + running[:, :, None]).reshape(B, K * V)
     if sampling.sample:
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (K * V,)))(keys)
         # Relative to the best: noise added to large sums would be rounded away.

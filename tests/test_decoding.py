@@ -14,6 +14,7 @@ import pytest
 
 from indextts_jax import buckets, decoding, drawing, seeds
 from indextts_jax.decoding import Sampling
+from indextts_jax.errors import Error
 from indextts_jax.models import gpt
 from tests.marks import LONG
 from tests.small import GPT, normal, parameters
@@ -237,6 +238,25 @@ def test_draws_follow_the_distribution(tiny):
     assert chi < freedom + 4 * np.sqrt(2 * freedom)
 
 
+def test_a_penalty_that_is_not_given_is_the_model_s(tiny):
+    """Wherever the model is known; `process` does not know it, and says so."""
+    cfg, keys = replace(tiny.cfg.gpt, repetition_penalty=2.0), jax.random.split(jax.random.key(0), 2)
+    scores = normal(3, 2, 3, cfg.code_vocabulary)
+    seen = np.zeros(scores.shape, bool)
+    seen[:, :, np.argsort(scores[0, 0])[-20:]] = True
+    for sampling in (Sampling(1, sample=False), Sampling(1, sample=False, repetition_penalty=2.0)):
+        codes = draw(scores[:, 0], seen[:, 0], keys, sampling, cfg)
+        found = candidates(scores, seen, np.zeros((2, 3), np.float32), keys, sampling, cfg)
+        if sampling.repetition_penalty is None:
+            first = codes, *found
+    for own, given in zip(first, (codes, *found), strict=True):
+        np.testing.assert_array_equal(own, given)
+    other = draw(scores[:, 0], seen[:, 0], keys, Sampling(1, sample=False), replace(cfg, repetition_penalty=50.0))
+    assert (other != first[0]).any()
+    with pytest.raises(Error, match=r"repetition_penalty is None"):
+        decoding.process(scores, seen, Sampling())
+
+
 def test_start_code_is_never_drawn(tiny):
     cfg = tiny.cfg.gpt
     scores = np.zeros((1, cfg.code_vocabulary), np.float32)
@@ -295,6 +315,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 from indextts_jax import decoding, drawing
 from indextts_jax.decoding import Sampling
+from indextts_jax.errors import Error
 from indextts_jax.models import gpt
 from tests.small import GPT, normal, parameters
 
