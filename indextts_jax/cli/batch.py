@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from indextts_jax import interrupts
 from indextts_jax.cli.options import (
+    add_batch,
     add_common,
     add_device,
     add_emotion,
@@ -91,12 +92,7 @@ def add(commands: Any) -> None:
     add_sampling(sub)
     group = sub.add_argument_group("rendering")
     add_rendering(group)
-    group.add_argument(
-        "--batch",
-        type=number(int, 1, 1024),
-        metavar="N",
-        help="segments spoken side by side, on each device (8; on GPU and TPU what the memory holds)",
-    )
+    add_batch(group, ", on each device")
     add_common(sub)
 
 

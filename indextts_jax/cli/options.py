@@ -175,6 +175,22 @@ def add_model_place(parser: Parser, group: Any) -> None:
     parser.needs_model = True
 
 
+def add_lora(group: Any) -> None:
+    group.add_argument(
+        "--lora", type=Path, metavar="FILE", help="adapters that `indextts-jax train --lora` made (.safetensors)"
+    )
+
+
+def add_batch(group: Any, where: str = "") -> None:
+    """where: what the help adds."""
+    group.add_argument(
+        "--batch",
+        type=number(int, 1, 1024),
+        metavar="N",
+        help=f"segments spoken side by side{where} (8; on GPU and TPU what the memory holds)",
+    )
+
+
 def add_device(parser: Any) -> None:
     parser.add_argument(
         "--dtype",

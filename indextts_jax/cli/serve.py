@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from indextts_jax import interrupts
 from indextts_jax.cli.options import (
     Parser,
+    add_batch,
     add_common,
     add_device,
     add_ends,
+    add_lora,
     add_model,
     add_rendering,
     add_sampling,
@@ -60,9 +62,7 @@ def add_options(sub: Parser, port: int, uploads: bool = False) -> None:
     sub.bare = True  # the model may stand in the settings
     group = sub.add_argument_group("everyday")
     add_model(sub, group)
-    group.add_argument(
-        "--lora", type=Path, metavar="FILE", help="adapters that `indextts-jax train --lora` made (.safetensors)"
-    )
+    add_lora(group)
     group.add_argument(
         "--voices",
         type=Path,
@@ -131,12 +131,7 @@ def add_options(sub: Parser, port: int, uploads: bool = False) -> None:
     add_sampling(sub)
     group = sub.add_argument_group("rendering")
     add_rendering(group)
-    group.add_argument(
-        "--batch",
-        type=number(int, 1, 1024),
-        metavar="N",
-        help="segments spoken side by side (8; on GPU and TPU what the memory holds)",
-    )
+    add_batch(group)
     add_common(sub)
 
 

@@ -19,6 +19,7 @@ from indextts_jax.cli.options import (
     add_emotion,
     add_ends,
     add_format,
+    add_lora,
     add_model,
     add_rendering,
     add_sampling,
@@ -80,9 +81,7 @@ def add(commands: Any) -> None:
         help="recording of the speaker, of which 15 s are heard, or a Voice file (.safetensors)",
     )
     add_voice_start(group)
-    group.add_argument(
-        "--lora", type=Path, metavar="FILE", help="adapters that `indextts-jax train --lora` made (.safetensors)"
-    )
+    add_lora(group)
     text = group.add_mutually_exclusive_group()
     text.add_argument("--text", metavar="TEXT", help="what to say (default: standard input)")
     text.add_argument("--text-file", type=Path, metavar="FILE", help="file that holds what to say, in UTF-8")
