@@ -4,7 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.convert.table import Leaves, Module, Row, Table, convolution, parameters, stacked, weight_norm
+from indextts_jax.convert.table import (
+    Leaves,
+    Module,
+    Row,
+    Table,
+    convolution,
+    parameters,
+    stacked,
+    undone_by,
+    weight_norm,
+)
 from indextts_jax.convert.tensors import CheckpointError, Tensors, flatten, read_pth
 from indextts_jax.errors import short
 from indextts_jax.models.bigvgan import BigVGANConfig, low_pass
@@ -42,6 +52,7 @@ def config(base: BigVGANConfig, tensors: Tensors, extra: dict[str, Any]) -> BigV
     )
 
 
+@undone_by(lambda ours: {"weight": ours["kernel"].transpose(0, 2, 1), "bias": ours["bias"]})
 def _transposed(m: Module) -> Leaves:
     """torch ConvTranspose1d [in, out, kernel] -> kernel [in, kernel, out]."""
     return {"kernel": m["weight"].transpose(0, 2, 1), "bias": m["bias"]}

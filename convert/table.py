@@ -191,7 +191,15 @@ def stacked(kind: Kind) -> Kind:
         parts = [kind(m) for m in modules]
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    return joined
+    if not isinstance(kind, Invertible):
+        return joined
+
+    def split(ours: Given, count: int) -> list[Leaves]:
+        names = ours.names() if isinstance(ours, Module) else ours
+        values = {name: ours[name] for name in names}
+        return [kind.undo({name: value[i] for name, value in values.items()}, 1)[0] for i in range(count)]
+
+    return Invertible(joined, split)
 
 
 def weight_norm(kind: Kind) -> Kind:

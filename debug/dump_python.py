@@ -452,7 +452,14 @@ def fit_sizes(torch: Any, infer_v2: Any, states: dict[str, dict[str, Any]]) -> i
         model_v2: Any = importlib.import_module("indextts.gpt.model_v2")
         voice, conformer, perceiver = infer_v2.UnifiedVoice, model_v2.ConformerEncoder, model_v2.PerceiverResampler
         model_v2.ConformerEncoder = lambda input_size, **more: conformer(width, **more)
-        model_v2.PerceiverResampler = lambda dim, **more: perceiver(width if dim == SEMANTIC else dim, **more)
+
+        def build_perceiver(dim: int, heads: int, **more: Any) -> Any:
+            name = "emo_perceiver_encoder" if dim == SEMANTIC else "perceiver_encoder"
+            queries = [v for n, v in states["gpt"].items() if n.startswith(name) and n.endswith(".to_q.weight")]
+            sizes = {"depth": len(queries), "dim_head": queries[0].shape[0] // heads}
+            return perceiver(width if dim == SEMANTIC else dim, heads=heads, **sizes, **more)
+
+        model_v2.PerceiverResampler = build_perceiver
 
         def build_voice(*arguments: Any, **more: Any) -> Any:
             built = voice(*arguments, **more)
@@ -474,9 +481,11 @@ def fit_sizes(torch: Any, infer_v2: Any, states: dict[str, dict[str, Any]]) -> i
 
     first = states["campplus"]["xvector.tdnn.linear.weight"].shape[0]
     growth, bottleneck, _ = states["campplus"]["xvector.block1.tdnnd1.cam_layer.linear_local.weight"].shape
-    if (first, growth, bottleneck) != (128, 32, 128):
+    style = states["campplus"]["xvector.dense.linear.weight"].shape[0]
+    if (first, growth, bottleneck, style) != (128, 32, 128, 192):
         sizes_of = {"init_channels": first, "growth_rate": growth, "bn_size": bottleneck // growth}
-        infer_v2.CAMPPlus = partial(infer_v2.CAMPPlus, **sizes_of)
+        campplus = infer_v2.CAMPPlus
+        infer_v2.CAMPPlus = lambda **more: campplus(**{**more, **sizes_of, "embedding_size": style})
     return width
 
 

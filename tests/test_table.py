@@ -149,6 +149,7 @@ UNDONE = [
     (language.parameters(gamma="g", beta="b"), [{"g": draw(4), "b": draw(2, 3)}]),
     (language.beside(language.dense), [{"weight": draw(5, 3, seed=s), "bias": draw(5, seed=s)} for s in range(3)]),
     (language.beside(language.dense_out_in, 0), [{"weight": draw(5, 3, seed=s)} for s in range(2)]),
+    (language.stacked(language.dense), [{"weight": draw(5, 3, seed=s), "bias": draw(5, seed=s)} for s in range(3)]),
 ]
 
 
@@ -463,10 +464,10 @@ def test_unfill_follows_placeholders_and_modules_that_share_a_leaf_name():
 
 
 def test_kinds_without_an_inverse_are_refused():
-    kinds = [language.stacked(language.dense), language.batch_norm, language.batch_norm_after(language.dense)]
+    kinds = [language.batch_norm, language.batch_norm_after(language.dense), language.stacked(language.batch_norm)]
     kinds += [
         language.weight_norm(lambda m: {"kernel": m["weight"]}),
-        language.beside(language.stacked(language.dense)),
+        language.beside(language.batch_norm),
     ]
     for kind in kinds:
         text = refusal(Table([Row("lin", "dense", kind)]), ARRAYS)

@@ -12,12 +12,13 @@ import pytest
 
 from indextts_jax import Options, Sampling, audio, checkpoint, config, features, load, text
 from indextts_jax.errors import Error
-from indextts_jax.models import campplus, repcodec, w2vbert
+from indextts_jax.models import campplus, conditioner, gpt, repcodec, s2mel, w2vbert
 from indextts_jax.train import settings, stages
 from indextts_jax.train.recipes.tiny_voice import assemble, corpus, grammar, measure, model
 from indextts_jax.voice import Voice
 from tests import small
 
+GREEDY = Options(sampling=Sampling(beams=1, sample=False), max_codes=6, steps=1)
 OPTIONS = Options(sampling=Sampling(beams=1), max_codes=6, retries=5, steps=1)
 PACKAGE = Path(model.__file__).parent
 # The smallest system with this vocoder's hop; its texts have room for a sentence.
@@ -137,9 +138,17 @@ def test_the_model_speaks_and_is_measured(folder, monkeypatch):
     )  # fmt: skip
     spoken = loaded.speak("Anna found a book.", voice, seed=0, options=OPTIONS)
     assert len(spoken.samples) > 0
-    monkeypatch.setattr(measure, "OPTIONS", OPTIONS)
-    [heard] = measure.spoken(loaded, voice, [measure.Sentence("Anna found a book.", np.zeros(0))])
+    sentences = [measure.Sentence("Anna found a book.", np.zeros(0))]
+    monkeypatch.setitem(measure.SPOKEN, "speech", OPTIONS)
+    [heard] = measure.spoken(loaded, voice, sentences)
     np.testing.assert_array_equal(heard, spoken.samples)
+    monkeypatch.setitem(measure.SPOKEN, "stream", GREEDY)
+    [heard] = measure.spoken(loaded, voice, sentences, "stream")
+    np.testing.assert_array_equal(heard, loaded.speak("Anna found a book.", voice, seed=0, options=GREEDY).samples)
+    # Of two, one cannot be spoken: it alone is silence.
+    heard = measure.spoken(loaded, voice, [sentences[0], sentences[0]._replace(text=" ")])
+    np.testing.assert_array_equal(heard[0], spoken.samples)
+    assert not heard[1].any()
 
 
 def test_the_vocoder_hears_nothing_in_the_mean():
@@ -176,6 +185,42 @@ def test_one_speaker_has_one_style(folder):
     heard = small.normal(0, 2, 30, 80)
     one, other = campplus.embed(own, cfg.campplus, heard, np.array([30, 20]))
     np.testing.assert_array_equal(one, other)
+
+
+def test_one_speaker_is_heard_as_one(folder):
+    cfg = checkpoint.read_description(folder)[0].conditioner
+    own = checkpoint.restore(folder, "conditioner", cfg, np.dtype(np.float32))
+    heard, lengths = small.normal(0, 2, 30, cfg.semantic), np.array([30, 20])
+    for one, other in (
+        conditioner.speaker_latents(own, cfg, heard, lengths),
+        conditioner.emotion_vector(own, cfg, heard, lengths),
+    ):
+        np.testing.assert_array_equal(one, other)
+        assert np.all(np.abs(one).max(axis=-1) > 0.01)  # at zero, a norm has no gradient
+
+
+def test_a_layer_of_the_gpt_adds_little():
+    cfg = replace(small.GPT, layers=2)
+    drawn = small.parameters("gpt", cfg)
+    codes = np.array([[1, 2, 3, 4]])
+    kept = []
+    for params in (drawn, model.text_first(drawn)):
+        fed = params["code"]["embedding"][codes] + params["code_position"]["embedding"][None, 1:5]
+        given = gpt.Prefix(small.normal(0, 1, 1, cfg.width), np.array([1]))
+        _, whole = gpt.states(params, cfg, given, codes)
+        kept.append(np.corrcoef(np.ravel(whole[:, 1:]), np.ravel(fed))[0, 1])
+    assert 1 - kept[1] < (1 - kept[0]) / 3, kept
+
+
+def test_the_flow_begins_at_the_mean():
+    cfg, mean = small.S2MEL, np.linspace(-7, -5, small.S2MEL.mels).astype(np.float32)
+    made = model.plain(small.parameters("s2mel", cfg), mean)
+    x, style = small.normal(0, 2, 20, cfg.mels), small.normal(1, 2, cfg.style)
+    content, lengths = small.normal(2, 2, 20, cfg.content), np.array([20, 15])
+    found = s2mel.estimate(made, cfg, x, 0 * x, content, style, np.array([0.2, 0.7], np.float32), lengths)
+    np.testing.assert_allclose(np.asarray(found)[1, :15].mean(axis=0), mean, atol=1)
+    leaves = made["estimator"]["transformer"]["layer_0"]["attention_norm"]["project"]["bias"]
+    np.testing.assert_array_equal(leaves[: cfg.width], np.ones(cfg.width))
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.yaml")), ids=lambda path: path.stem)

