@@ -1,4 +1,4 @@
-"""How alike 2.5 reads texts: python -m debug.compare_multilingual --reference CHECKOUT --python INTERPRETER [--count N].
+"""How alike 2.5 reads texts: python -m debug.compare_multilingual --reference CHECKOUT --python INTERPRETER.
 
 Made-up texts of each language, the same for a seed, go through `MultilingualFrontEnd` and through the lines of the
 reference's `infer_v2_5.py` between a text and its ids. INTERPRETER is a Python with WeTextProcessing, tiktoken,
@@ -92,8 +92,9 @@ SPANISH = words(
 )
 SPANISH_UNITS = words("kg km m % € $ años veces días horas personas km/h °C º ª millones")
 JAPANESE = words(
-    "私 は が を に で と も の 東京 大阪 今日 天気 いい とても 料理 上手 学校 先生 図書館 新しい 読む 食べる 走った コンピューター "
-    "テレビ ありがとう ございます 彼女 世界 電話 番号 山 川 長い 道 雨が降る 見える ように です ます でした ください ラーメン 時間"
+    "私 は が を に で と も の 東京 大阪 今日 天気 いい とても 料理 上手 学校 先生 図書館 新しい 読む 食べる 走った "
+    "コンピューター テレビ ありがとう ございます 彼女 世界 電話 番号 山 川 長い 道 雨が降る 見える ように です ます でした "
+    "ください ラーメン 時間"
 )
 ARABIC = words(
     "في من إلى على هذا هذه كان مدينة بيت ماء كتاب مدرسة صباح جميل كبير صغير يوم ليلة الشمس القمر نهر طريق قال ذهب كتب "

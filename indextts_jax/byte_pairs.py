@@ -21,14 +21,15 @@ NAME = "multilingual_zh_ja_yue_char_del.tiktoken"  # in the folder of the model
 MOST_BYTES = 16 << 20  # the official one has 907 kB
 
 # Each has a mark of its own; the place of a language here is its row in the table of language embeddings.
-LANGUAGES = tuple(
+_LANGUAGES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
     "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
-    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su".split()
+    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su"
 )
-EVENTS = "ASR AED SER Speech /Speech BGM /BGM Laughter /Laughter Applause /Applause".split()
-EMOTIONS = "HAPPY SAD ANGRY NEUTRAL".split()
-TASKS = "translate transcribe startoflm startofprev nospeech notimestamps".split()
+LANGUAGES = tuple(_LANGUAGES.split())
+EVENTS = ["ASR", "AED", "SER", "Speech", "/Speech", "BGM", "/BGM", "Laughter", "/Laughter", "Applause", "/Applause"]
+EMOTIONS = ["HAPPY", "SAD", "ANGRY", "NEUTRAL"]
+TASKS = ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
 PRONUNCIATIONS = [f"SPECIAL_TOKEN_{i}" for i in range(1, 31)]
 VOCAL = [f"TTS/{name}" for name in ("B", "O", "Q", "A", "CO", "CL", "H", *(f"SP{i:02}" for i in range(1, 14)))]
 TIMES = [f"{i * 0.02:.2f}" for i in range(1501)]  # seconds

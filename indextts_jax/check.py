@@ -19,7 +19,8 @@ from indextts_jax.config import Config
 from indextts_jax.errors import Error, shown
 
 PACKAGES = (
-    "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "soundfile", "sentencepiece", "wetext", "tokenizers", "tiktoken",
+    "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "soundfile", "sentencepiece", "wetext", "tokenizers",
+    "tiktoken",
 )  # fmt: skip
 EXTRAS = {  # of pyproject.toml: what each is found by
     "download": "huggingface_hub", "plot": "matplotlib", "loudness": "pyloudnorm", "train": "grain",

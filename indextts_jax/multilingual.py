@@ -102,9 +102,9 @@ class MultilingualFrontEnd:
     def normalize(self, text: str, language: str | None = None) -> str:
         """Text as the vocabulary takes it: in words, few marks, in the case of its language, annotations as marks.
 
-        `language` is one of `languages.SPOKEN`; None lets the text decide, see `languages.guess`. An annotation gives
-        how a word is pronounced: `<行|XING2>`, `<minute|M IH1 . N AH0 T>`, `<上手|じょうず>`; kana take the word's place,
-        all else stands between two marks. Raises Error for other languages, and as `text.normalize`.
+        `language` is one of `languages.SPOKEN`; None lets the text decide, see `languages.guess`. An annotation says
+        how a word is pronounced: `<行|XING2>`, `<minute|M IH1 . N AH0 T>`, `<上手|じょうず>`. Kana take the place of
+        the word, all else stands between two marks. Raises Error for other languages, and as `text.normalize`.
         """
         return self._read(text, _language(text, language), None)
 

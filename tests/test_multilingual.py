@@ -140,12 +140,13 @@ def test_spanish_without_a_reading_stays(front: MultilingualFrontEnd, monkeypatc
         ("He has 1e1", "en", "he has 一e1"),  # a syllable of pinyin has the Chinese rules read it
         ("3:30", "en", "三,三十"),  # as the reference reads it: see `multilingual`
         ("ABC（3）", "ar", "ABC'3'"),
-        ("<行|xing2>走<minute|M AY0>!", "zh", "<|SPECIAL_TOKEN_2|>XING2<|SPECIAL_TOKEN_2|>走<|SPECIAL_TOKEN_1|>M AY0<|SPECIAL_TOKEN_1|>!"),
+        ("<行|xing2>走!", "zh", "<|SPECIAL_TOKEN_2|>XING2<|SPECIAL_TOKEN_2|>走!"),
+        ("a <minute|m ay0>", "en", "a <|SPECIAL_TOKEN_1|>M AY0<|SPECIAL_TOKEN_1|>"),
         ("a <|special_token_3|>Bc<|happy|> d", "en", "a <|SPECIAL_TOKEN_3|>bc<|HAPPY|> d"),
         ("<上手|じょうず>だ", "ja", " じょうず だ"),
         ("今日はいい天気。", "ja", "今日 は いい 天気 ."),
     ],
-)  # fmt: skip
+)
 def test_normalize(front: MultilingualFrontEnd, text: str, language: str, expected: str):
     assert front.normalize(text, language) == expected
 
@@ -242,7 +243,8 @@ def test_odd_long_texts_are_read(front: MultilingualFrontEnd, text: str):
 def test_ids_of_the_official_vocabulary(front: MultilingualFrontEnd):
     """The marks follow the byte pairs, in the order that the official weights were trained with."""
     tokens = MADE.count(b"\n")
-    marks = ("endoftext", "startoftranscript", "en", "zh", "su", "ASR", "HAPPY", "translate", "SPECIAL_TOKEN_1", "TTS/B", "0.00", "30.00")  # fmt: skip
+    marks = ("endoftext", "startoftranscript", "en", "zh", "su", "ASR", "HAPPY", "translate")
+    marks += ("SPECIAL_TOKEN_1", "TTS/B", "0.00", "30.00")
     ids = [front.vocabulary.mark(name) - tokens for name in marks]
     assert ids == [0, 1, 2, 3, 100, 101, 112, 116, 122, 152, 172, 1672]
     assert front.vocabulary.size == tokens + 1673
