@@ -6,6 +6,7 @@ Follows the reference's `indextts/utils/tokenizer.py`.
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ MARKS = tuple(
     for names in (("endoftext", "startoftranscript"), LANGUAGES, EVENTS, EMOTIONS, TASKS, PRONUNCIATIONS, VOCAL, TIMES)
     for name in names
 )
+_MARK = re.compile(r"<\|[^|]+\|>")
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # no token crosses them
 
 
@@ -71,9 +73,9 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, marks such as <|SPECIAL_TOKEN_1|> as one id each."""
-        if "<|" in text:
+        if _MARK.search(text):
             return self.encoding.encode(text, allowed_special="all")
-        return self.encoding.encode_ordinary(text)  # the same, and it need not look at 1673 marks each time
+        return self.encoding.encode_ordinary(text)  # the same, a hundred times as fast: it is given no list of marks
 
     def mark(self, name: str) -> int:
         """The id of <|name|>. Raises KeyError where there is none."""

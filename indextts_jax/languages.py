@@ -57,8 +57,8 @@ def _spanish_rules() -> tuple[Callable[[str], str], tuple[type[Exception], ...]]
     try:
         import pynini
         from nemo_text_processing.text_normalization.normalize import Normalizer
-    except ImportError as error:
-        raise Error(f"Spanish needs {error.name}: pip install 'indextts-jax[spanish]'") from None
+    except ImportError:
+        raise Error("Spanish needs nemo_text_processing: pip install 'indextts-jax[spanish]'") from None
 
     def rules(folder: Any) -> Any:
         return Normalizer(input_case="cased", lang="es", cache_dir=str(folder))
@@ -85,7 +85,7 @@ def _japanese_words() -> Callable[[str], Any]:
     try:
         import fugashi
         import unidic_lite
-    except ImportError as error:
-        raise Error(f"Japanese needs {error.name}: pip install 'indextts-jax[japanese]'") from None
+    except ImportError:
+        raise Error("Japanese needs fugashi and unidic-lite: pip install 'indextts-jax[japanese]'") from None
     # Not Tagger, which takes another dictionary where there is one.
     return fugashi.GenericTagger(f'-r "{unidic_lite.DICDIR}/mecabrc" -d "{unidic_lite.DICDIR}"')

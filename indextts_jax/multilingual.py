@@ -139,17 +139,17 @@ def split(text: str, length: Callable[[str], int], most: int, first: int = 0) ->
             chunks.append(piece)
             continue
         for sentence in filter(None, SENTENCE.split(piece)):
-            chunks += [sentence] if length(sentence) <= most else _filled(sentence, length, lambda _: most)
-    return _filled(chunks, length, lambda seen: most if seen > first else most / 2)
+            chunks += [sentence] if length(sentence) <= most else _filled(sentence, length, most)
+    return _filled(chunks, length, most, first)
 
 
-def _filled(chunks: str | list[str], length: Callable[[str], int], most: Callable[[int], float]) -> list[str]:
-    """Neighbours joined while they have at most as many ids as `most` says of the ids up to the end of the second."""
+def _filled(chunks: str | list[str], length: Callable[[str], int], most: int, first: int = 0) -> list[str]:
+    """Neighbours joined while they have at most `most` ids, and half as many within the first `first` ids."""
     joined: list[str] = []
     seen = 0
     for chunk in chunks:
-        seen += length(chunk)
-        if joined and length(joined[-1] + chunk) <= most(seen):
+        seen += length(chunk) if first else 0
+        if joined and length(joined[-1] + chunk) <= (most / 2 if seen < first else most):
             joined[-1] += chunk
         else:
             joined.append(chunk)
