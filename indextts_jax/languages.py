@@ -88,4 +88,4 @@ def _japanese_words() -> Callable[[str], Any]:
     except ImportError:
         raise Error("Japanese needs fugashi and unidic-lite: pip install 'indextts-jax[japanese]'") from None
     # Not Tagger, which takes another dictionary where there is one.
-    return fugashi.GenericTagger(f'-r "{unidic_lite.DICDIR}/mecabrc" -d "{unidic_lite.DICDIR}"')
+    return fugashi.GenericTagger(f'-r "{unidic_lite.DICDIR}/mecabrc" -d "{unidic_lite.DICDIR}"')  # pyright: ignore
