@@ -18,10 +18,13 @@ from indextts_jax import __version__, checkpoint, checksums, download, models
 from indextts_jax.config import Config
 from indextts_jax.errors import Error, shown
 
-PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "soundfile", "sentencepiece", "wetext", "tokenizers")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "soundfile", "sentencepiece", "wetext", "tokenizers",
+    "tiktoken",
+)  # fmt: skip
 EXTRAS = {  # of pyproject.toml: what each is found by
     "download": "huggingface_hub", "plot": "matplotlib", "loudness": "pyloudnorm", "train": "grain",
-    "completion": "shtab", "serve": "fastapi",
+    "completion": "shtab", "serve": "fastapi", "japanese": "fugashi", "spanish": "nemo_text_processing",
 }  # fmt: skip
 ROOM = 1.3  # times the weights: what speaking took at its peak with the official model, in float32
 GOOD = ("ok", "note")

@@ -4,6 +4,7 @@ split("One. [pause 1.5s] Two.\n\nThree.", 500)  # the parts "One. ", " Two." and
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from indextts_jax.errors import Error
@@ -24,6 +25,19 @@ class Split(NamedTuple):
     parts: list[str]  # none is blank; of a text without pauses, the text as it is
     lead: int  # ms of silence before the first part
     pauses: list[int | None]  # parallel to the parts: ms of silence after each; None after the last: no mark is there
+
+    def keep(self, spoken: Sequence[bool]) -> "Split":
+        """Only the parts that are spoken; the pauses around the others add up."""
+        kept = Split([], self.lead, [])
+        for part, pause, stays in zip(self.parts, self.pauses, spoken, strict=True):
+            if stays:
+                kept.parts.append(part)
+                kept.pauses.append(pause)
+            elif kept.parts:
+                kept.pauses[-1] = (kept.pauses[-1] or 0) + (pause or 0)
+            else:
+                kept = kept._replace(lead=kept.lead + (pause or 0))
+        return kept
 
 
 def split(text: str, paragraph_ms: int = PARAGRAPH_MS) -> Split:

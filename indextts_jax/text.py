@@ -8,8 +8,9 @@ import logging
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,7 @@ class Analysis(NamedTuple):
     # after the last; as if all were None where it is empty.
     pauses: tuple[int | None, ...] = ()
     texts: tuple[str, ...] = ()  # parallel to the segments: what each holds of the normalised text
+    language: str | None = None  # of the text, for IndexTTS-2.5: `byte_pairs.language_id` has its id; 2.0 has none
 
 
 @dataclass(frozen=True)
@@ -124,37 +126,30 @@ class TextFrontEnd:
         vocabulary lacks are logged.
         """
         _check_language(language)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Error(f"{text[:80]!r} is not valid Unicode ({error}); read it with its own encoding") from error
-        parts, lead, silences = pauses.split(text, paragraph_ms)
-        if language is None and len(parts) > 1:
-            language = "zh" if is_chinese(_set_aside_annotations(" ".join(parts))[0]) else "en"
-        normalized: list[str] = []
+        check_unicode(text)
+        found = pauses.split(text, paragraph_ms)
+        if language is None and len(found.parts) > 1:
+            language = rules_for(" ".join(found.parts))
+        read: list[tuple[str, list[str]]] = []  # each part normalised, and its pieces
+        for part in found.parts:
+            if len(found.parts) == 1 and len(part.strip()) == 1:  # the reference neither normalises nor upper-cases it
+                read.append((part.strip(), self.processor.encode(part, out_type=str)))
+            else:
+                normalized = self.normalize(part, language)
+                read.append((normalized, self.encode(normalized)))
+        spoken = [any(character.isalnum() for piece in own for character in piece) for _, own in read]
+        check_spoken(text, spoken)
+        found, read = found.keep(spoken), list(compress(read, spoken))
         pieces: list[str] = []
         segments: list[list[str]] = []
         after: list[int | None] = []  # the segments
         texts: list[str] = []
-        for part, silence in zip(parts, silences, strict=True):
-            if len(parts) == 1 and len(part.strip()) == 1:  # the reference neither normalises nor upper-cases it
-                read, own = part.strip(), self.processor.encode(part, out_type=str)
-            else:
-                read = self.normalize(part, language)
-                own = self.encode(read)
-            if any(character.isalnum() for piece in own for character in piece):
-                cut = split(own, budget, max(0, first - len(pieces)))
-                normalized.append(read)
-                pieces += own
-                segments += cut
-                texts += written(read, cut)
-                after += [*[None] * (len(cut) - 1), silence]
-            elif after:
-                after[-1] = (after[-1] or 0) + (silence or 0)
-            else:
-                lead += silence or 0
-        if not segments:
-            raise Error(f"nothing to pronounce in {text[:80]!r}: give at least one letter, digit or character")
+        for (normalized, own), silence in zip(read, found.pauses, strict=True):
+            cut = split(own, budget, max(0, first - len(pieces)))
+            pieces += own
+            segments += cut
+            texts += written(normalized, cut)
+            after += [*[None] * (len(cut) - 1), silence]
         ids = self.ids(pieces)
         unknown = [piece for piece, i in zip(pieces, ids, strict=True) if i == self.processor.unk_id()]
         if unknown:
@@ -162,9 +157,8 @@ class TextFrontEnd:
             names = ", ".join(map(repr, different[:20])) + (", ..." if len(different) > 20 else "")
             logger.warning("%d of %d pieces are not in the vocabulary: %s", len(unknown), len(pieces), names)
         segment_ids = [self.ids(segment) for segment in segments]
-        return Analysis(
-            " ".join(normalized), pieces, ids, segments, segment_ids, unknown, lead, tuple(after), tuple(texts)
-        )
+        whole = " ".join(normalized for normalized, _ in read)
+        return Analysis(whole, pieces, ids, segments, segment_ids, unknown, found.lead, tuple(after), tuple(texts))
 
     def normalize(self, text: str, language: str | None = None) -> str:
         """Text as it is spoken: numbers, dates and units in words, terms by the glossary, few punctuation marks.
@@ -173,30 +167,7 @@ class TextFrontEnd:
         reference does (see `is_chinese`). Annotations such as `<重|CHONG2>` come out as they went in. Raises
         ValueError for another language, and for characters that the rules refuse.
         """
-        _check_language(language)
-        text, annotations = _set_aside_annotations(text)
-        if language is None:
-            language = "zh" if is_chinese(text) else "en"
-        text = CONTRACTION.sub(r"\1 is", text)
-        text = _read_terms(text, self.glossary, language)
-
-        # The rules would read the hyphen of GPT-5 as a minus, pinyin tones as numbers, and the dot of a name.
-        unhyphenated = HYPHENATED.sub(_set_aside_hyphens, text)
-        hyphenated = unhyphenated != text
-        text = unhyphenated
-        if language == "zh":
-            text, pinyin = _set_aside_pinyin(text)
-            text, names = _set_aside_names(text)
-            text = rules.read(text, language)
-            text = _put_back(text, names, HELD_NAME)
-            text = _put_back(text, pinyin, HELD_PINYIN)
-        else:
-            text = rules.read(text, language)
-        if hyphenated:
-            text = _put_back_hyphens(text)
-
-        text = ELLIPSIS.sub("…", text).translate(CHINESE_MARKS if language == "zh" else ENGLISH_MARKS)
-        return _put_back(text, annotations, HELD_ANNOTATION)
+        return normalize(text, language, self.glossary)
 
     def encode(self, normalized: str) -> list[str]:
         """The pieces of a normalised text: CJK characters stand alone, everything is upper-cased."""
@@ -206,6 +177,39 @@ class TextFrontEnd:
     def ids(self, pieces: list[str]) -> list[int]:
         """The id of each piece; that of `<unk>` for a piece the vocabulary lacks."""
         return [self.processor.piece_to_id(piece) for piece in pieces]
+
+
+def normalize(text: str, language: str | None = None, glossary: Glossary | None = None) -> str:
+    """What `TextFrontEnd.normalize` returns, by a glossary that may be none."""
+    _check_language(language)
+    text, annotations = _set_aside_annotations(text)
+    if language is None:
+        language = "zh" if is_chinese(text) else "en"
+    text = CONTRACTION.sub(r"\1 is", text)
+    text = _read_terms(text, glossary or {}, language)
+
+    # The rules would read the hyphen of GPT-5 as a minus, pinyin tones as numbers, and the dot of a name.
+    unhyphenated = HYPHENATED.sub(_set_aside_hyphens, text)
+    hyphenated = unhyphenated != text
+    text = unhyphenated
+    if language == "zh":
+        text, pinyin = _set_aside_pinyin(text)
+        text, names = _set_aside_names(text)
+        text = rules.read(text, language)
+        text = _put_back(text, names, HELD_NAME)
+        text = _put_back(text, pinyin, HELD_PINYIN)
+    else:
+        text = rules.read(text, language)
+    if hyphenated:
+        text = _put_back_hyphens(text)
+
+    text = plain_marks(text, CHINESE_MARKS if language == "zh" else ENGLISH_MARKS)
+    return _put_back(text, annotations, HELD_ANNOTATION)
+
+
+def plain_marks(text: str, marks: Mapping[int, str] = ENGLISH_MARKS) -> str:
+    """The text with the few punctuation marks that are spoken, in place of all others that mean the same."""
+    return ELLIPSIS.sub("…", text).translate(marks)
 
 
 def split(pieces: list[str], budget: int = 120, first: int = 0) -> list[list[str]]:
@@ -311,6 +315,25 @@ def is_chinese(text: str) -> bool:
     return bool(CHINESE.search(text) or not has_latin or EMAIL.match(text) or PINYIN.search(text))
 
 
+def rules_for(text: str) -> str:
+    """The language whose rules read this text, annotations aside: "zh" or "en"."""
+    return "zh" if is_chinese(_set_aside_annotations(text)[0]) else "en"
+
+
+def check_unicode(text: str) -> None:
+    """Raise Error for a text with halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Error(f"{text[:80]!r} is not valid Unicode ({error}); read it with its own encoding") from error
+
+
+def check_spoken(text: str, spoken: Iterable[bool]) -> None:
+    """Raise Error for a text of which no part is spoken."""
+    if not any(spoken):
+        raise Error(f"nothing to pronounce in {text[:80]!r}: give at least one letter, digit or character")
+
+
 def load_glossary(path: Path) -> dict[str, dict[str, str]]:
     """Read `glossary.yaml`: each term with one reading, or with readings under `zh` and `en`.
 
@@ -348,11 +371,10 @@ def _check_language(language: str | None) -> None:
         raise Error(f"language must be 'zh' or 'en', or None to let the text decide, not {reprlib.repr(language)}")
 
 
-def _set_aside_annotations(text: str) -> tuple[str, dict[str, str]]:
-    """The text with a mark in place of each annotation, and mark -> annotation."""
-    annotations: dict[str, str] = {}
+def replace_annotations(text: str, reading: Callable[[str], str]) -> str:
+    """The text with each annotation, `<重|CHONG2>`, replaced by what `reading` makes of it."""
 
-    def hold(found: re.Match[str]) -> str:
+    def replaced(found: re.Match[str]) -> str:
         line = found[0]
         start = line.find("<") if line.endswith(">") else -1
         bar = line.find("|", start + 1)
@@ -361,11 +383,21 @@ def _set_aside_annotations(text: str) -> tuple[str, dict[str, str]]:
             bar = line.find("|", start + 1)
         if start < 0 or bar < 0 or bar == len(line) - 2:
             return line
-        mark = ANNOTATION_MARK.format(_letters(len(annotations)))
-        annotations[mark] = line[start:]
-        return line[:start] + mark
+        return line[:start] + reading(line[start:])
 
-    return ANNOTATION_LINE.sub(hold, text), annotations
+    return ANNOTATION_LINE.sub(replaced, text)
+
+
+def _set_aside_annotations(text: str) -> tuple[str, dict[str, str]]:
+    """The text with a mark in place of each annotation, and mark -> annotation."""
+    annotations: dict[str, str] = {}
+
+    def hold(annotation: str) -> str:
+        mark = ANNOTATION_MARK.format(_letters(len(annotations)))
+        annotations[mark] = annotation
+        return mark
+
+    return replace_annotations(text, hold), annotations
 
 
 def _set_aside_hyphens(found: re.Match[str]) -> str:
