@@ -55,9 +55,7 @@ def table(cfg: S2MelConfig) -> Table:
     dit, wavenet = "cfm.estimator", "cfm.estimator.wavenet"
     layer, block = f"{dit}.transformer.layers.{{i}}", "estimator/transformer/layer_{i}"
     last = cfg.regulator_layers
-    latent, without = (
-        ([Row("gpt_layer.{i}", "latent/layer_{i}", dense)], []) if cfg.latent_layers else ([], ["gpt_layer.*"])
-    )
+    latent = [Row("gpt_layer.{i}", "latent/layer_{i}", dense)] if cfg.latent_layers else []
     return Table(
         rows=[
             *latent,
@@ -92,7 +90,7 @@ def table(cfg: S2MelConfig) -> Table:
             Row(f"{dit}.conv2", "estimator/out", pointwise),
         ],
         unused=[
-            *without,
+            *([] if latent else ["gpt_layer.*"]),
             f"{dit}.input_pos",
             f"{dit}.x_embedder.*",
             f"{dit}.cond_embedder.*",

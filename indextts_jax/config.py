@@ -130,12 +130,12 @@ class _Variant(NamedTuple):
     projected: bool = False  # the style is what the GPT hears of a speaker
 
 
-_VARIANTS = {2.5: _Variant(languages=108, stride=2, projected=True)}  # by `version`; others are as 2.0
+_VARIANTS = {"2.5": _Variant(languages=107, stride=2, projected=True)}  # by `version`; others are as 2.0
 
 
 def from_yaml(settings: dict[str, Any]) -> Config:
     """The configuration that config.yaml states, official where it is silent. Raises ConfigError."""
-    variant = _VARIANTS.get(settings.get("version"), _Variant())  # type: ignore[arg-type]
+    variant = _VARIANTS.get(str(settings.get("version")), _Variant())
 
     def number(name: str, limits: Limits = _WIDTH) -> int:
         value = entry(settings, name, int)

@@ -248,7 +248,8 @@ def speaker_latents(params: dict, cfg: ConditionerConfig, features: Array, lengt
 def style_latents(params: dict, cfg: ConditionerConfig, style: Array) -> Array:
     """What the GPT hears of a speaker where the style is projected: style [B, style] (CAMPPlus) -> [B, 1, D].
 
-    Raises ValueError for a model that hears semantic features instead. Reference: indextts/gpt/model_v2.py, spk_emb_proj.
+    Raises ValueError for a model that hears semantic features instead.
+    Reference: indextts/gpt/model_v2.py, spk_emb_proj.
     """
     if cfg.speaker is not None:
         raise ValueError("this model hears a speaker's features: speaker_latents, not style_latents")

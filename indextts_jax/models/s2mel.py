@@ -356,7 +356,7 @@ class Estimator(nn.Module):
 
 
 def init(cfg: S2MelConfig, key: Array) -> dict:
-    """Random float32 parameters: {"latent": ..., "regulator": ..., "estimator": ...}, "latent" where there are layers."""
+    """Random float32 parameters: {"latent": ..., "regulator": ..., "estimator": ...}; without layers no "latent"."""
     keys = jax.random.split(key, 3)
     latent = Latent(cfg).init(keys[0], jnp.zeros((1, 1, cfg.latent))) if cfg.latent_layers else {}
     T, n = 8, jnp.array([8])
