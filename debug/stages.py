@@ -49,9 +49,13 @@ class _Cut(NamedTuple):
         return x[:, : self.frames]
 
 
-def _first(x: np.ndarray) -> np.ndarray:
-    """One of the beams, which are alike before the first step."""
-    return x[:1]
+class _Prefix(NamedTuple):
+    """One of the beams, which are alike before the first step, without what pads the prefix on its left."""
+
+    positions: int
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x[:1, -self.positions :]
 
 
 def _first_step(x: np.ndarray) -> np.ndarray:
@@ -321,22 +325,25 @@ def gpt_decoder(case: Case) -> Iterator[Comparison]:
         prefix, taught = (
             gpt.prefix(params, cfg, *known, ids, np.array([ids.shape[1]]), language) for ids in (spoken, texts)
         )
+        P = prefix.embeddings.shape[1]
+        alone = _Prefix(P)
         if case.has(key := f"{at}.prefill.inputs_embeds"):
-            reference = golden[key][:1, -prefix.embeddings.shape[1] :]  # what was dropped is zeros on its left
+            reference = alone(golden[key])  # what was dropped is zeros on its left
             yield Comparison("gpt", "prefix", key, np.asarray(prefix.embeddings), reference, "block")
             prefix = Prefix(jnp.asarray(reference), prefix.lengths)
-        rows = [Row(f"layer_{i}", f"{at}.prefill.h{i}", _first) for i in range(cfg.layers)]
-        rows.append(Row("norm", f"{at}.prefill.h_ln_f", _first))
+        rows = [Row(f"layer_{i}", f"{at}.prefill.h{i}", alone) for i in range(cfg.layers)]
+        rows.append(Row("norm", f"{at}.prefill.h_ln_f", alone))
         out = [Row("", f"{at}.logits_per_step", _first_step), Row("", "")]
         yield from follow(case, "gpt", gpt.prefill, (prefix,), rows, out, root="decoder", tail="head")
         for i, layer in enumerate(gpt.prefill(params, cfg, prefix)[1]):
             for name, ours in zip("kv", layer, strict=True):
                 if case.has(key := f"{at}.prefill.{name}{i}"):
-                    reference = golden[key][:1].transpose(0, 1, 3, 2)
+                    reference = golden[key][:1, :, -P:].transpose(0, 1, 3, 2)
                     yield Comparison("gpt", f"cache {i}", key, np.asarray(ours), reference, "component")
             if i and case.has(key := f"{at}.prefill.attention{i}", before := f"{at}.prefill.h{i - 1}"):
-                ours = _attention(params["decoder"][f"layer_{i}"], cfg.heads, golden[before][:1])
-                yield Comparison("gpt", f"decoder/layer_{i}/qkv", key, np.asarray(ours), golden[key][:1], "block")
+                ours = _attention(params["decoder"][f"layer_{i}"], cfg.heads, alone(golden[before]))
+                reference = golden[key][:1, :, -P:, -P:]
+                yield Comparison("gpt", f"decoder/layer_{i}/qkv", key, np.asarray(ours), reference, "block")
         if case.has(f"{at}.codes"):
             yield from _steps(case, at, prefix)
             yield from _drawn(case, at, prefix)

@@ -140,7 +140,7 @@ def test_a_missing_file_is_named(folder, tmp_path, name, message):
         ("v25_greedy", "repcodec", 15),
         ("v25_greedy", "conditioner", 12),
         ("v25_greedy", "gpt", 7),
-        ("v25_greedy", "s2mel", 20),
+        ("v25_greedy", "s2mel", 15),
         pytest.param("v25_greedy", "bigvgan", 1, marks=LONG),  # the network and the weights of 2.0
         ("v25_segments", "conditioner", 4),
         ("v25_segments", "gpt", 14),
