@@ -18,7 +18,7 @@ import pytest
 
 from debug import validate
 from debug.follow import Case, Golden
-from debug.golden import FIXTURES, TOLERANCE, absolute, golden, relative
+from debug.golden import FIXTURES, TOLERANCE, absolute, read, relative
 from indextts_jax import checkpoint, convert, drawing, emotion
 from indextts_jax.config import Config, from_dict, from_yaml, read_yaml, to_dict
 from indextts_jax.convert.tensors import CheckpointError, read_pth
@@ -69,9 +69,13 @@ def model(converted) -> Model:
     return Model(params, cfg, SimpleNamespace())  # type: ignore[arg-type]
 
 
+def golden(name: str) -> Golden:
+    return Golden(read(FIXTURES / "golden" / f"{name}.npz"))
+
+
 @pytest.fixture(scope="module")
 def known() -> Golden:
-    return Golden(golden("v25_greedy"))
+    return golden("v25_greedy")
 
 
 # ---- configuration and conversion -----------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ def test_every_stage_equals_reference(model, tiny, name, stage, least):
     """Greedy in English; in Chinese two segments, 3 beams, an emotion vector, ids of start and stop inside a text."""
     if stage == "bigvgan":
         model = replace(changed(model, stage, tiny.params(stage)), cfg=replace(model.cfg, bigvgan=tiny.cfg.bigvgan))
-    verdicts = list(validate.validate(Case(model, Golden(golden(name))), [stage]))
+    verdicts = list(validate.validate(Case(model, golden(name)), [stage]))
     assert not [validate.cells(verdict) for verdict in verdicts if not verdict.held]
     assert len(verdicts) >= least
 
