@@ -104,7 +104,11 @@ def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Repo
 
 def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Path]:
     """The files besides weights that a converted model needs, by their names there; each was understood."""
-    found = {"bpe.model": folder / inside(settings, "dataset.bpe_model")}
+    if cfg.gpt.languages is None:
+        vocabulary, place = "bpe.model", inside(settings, "dataset.bpe_model")
+    else:
+        vocabulary = place = checkpoint.VOCABULARY
+    found = {vocabulary: folder / place}
     if (folder / "glossary.yaml").is_file():
         found["glossary.yaml"] = folder / "glossary.yaml"
     if cfg.qwen3 is not None:
@@ -113,13 +117,16 @@ def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Pa
         if not path.is_file():
             raise NotFound(f"{path}: no such file; it belongs to the model, download it again")
     try:
-        text = TextFrontEnd.load(found["bpe.model"], found.get("glossary.yaml"))
+        if cfg.gpt.languages is None:
+            pieces = TextFrontEnd.load(found[vocabulary], found.get("glossary.yaml")).processor.get_piece_size()
+        else:
+            pieces = len(found[vocabulary].read_bytes().splitlines())
     except Error:
         raise
     except (ValueError, OSError) as error:
         interrupts.check()
         raise CheckpointError(shown(error, 300)) from None
-    _must_fit(found["bpe.model"], text.processor.get_piece_size(), cfg.gpt.text_vocabulary)
+    _must_fit(found[vocabulary], pieces, cfg.gpt.text_vocabulary)
     if cfg.qwen3 is not None:
         tokenizer = checkpoint.read_tokenizer(found["tokenizer.json"])
         _must_fit(found["tokenizer.json"], tokenizer.get_vocab_size(), cfg.qwen3.vocabulary)

@@ -1,4 +1,4 @@
-"""gpt.pth, first part: the Conformers and Perceivers of speaker and emotion."""
+"""gpt.pth, first part: what makes latents of a speaker, and the Conformer and Perceiver of emotion."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ from indextts_jax.convert.table import (
 from indextts_jax.convert.tensors import Tensors, flatten, read_pth
 from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig, sinusoids
 
-_MODULES = ("conditioning_encoder.", "perceiver_encoder.", "emo_", "emovec_layer.")
+_MODULES = ("conditioning_encoder.", "perceiver_encoder.", "spk_emb_proj.", "emo_", "emovec_layer.")
 
 
 def gpt_file(folder: Path, settings: dict[str, Any]) -> Tensors:
@@ -57,7 +57,8 @@ def config(base: ConditionerConfig, tensors: Tensors, extra: dict[str, Any]) -> 
     return dataclasses.replace(
         base,
         semantic=tensors["emovec_layer.weight"].shape[1],
-        speaker=encoder(base.speaker, ""),
+        speaker=encoder(base.speaker, "") if base.speaker else None,
+        style=None if base.speaker else tensors["spk_emb_proj.weight"].shape[1],
         emotion=encoder(base.emotion, "emo_"),
     )
 
@@ -111,15 +112,16 @@ def _encoder(prefix: str, ours: str) -> list[Row]:
 
 
 def table(cfg: ConditionerConfig) -> Table:
+    speaker = _encoder("", "speaker") if cfg.speaker else [Row("spk_emb_proj", "speaker", dense)]
     return Table(
         rows=[
-            *_encoder("", "speaker"),
+            *speaker,
             *_encoder("emo_", "emotion/encoder"),
             Row("emovec_layer", "emotion/project", dense),
             Row("emo_layer", "emotion/merge", dense),
         ],
         computed={
             f"{prefix}conditioning_encoder.embed.pos_enc.pe": lambda shape: sinusoids(*shape[-2:]).reshape(shape)
-            for prefix in ("", "emo_")
+            for prefix in (("", "emo_") if cfg.speaker else ("emo_",))
         },
     )

@@ -15,8 +15,10 @@ def tensors(folder: Path, settings: dict[str, Any]) -> Tensors:
 
 
 def config(base: GPTConfig, tensors: Tensors, extra: dict[str, Any]) -> GPTConfig:
+    languages = None if base.languages is None else tensors["lang_embedding.weight"].shape[0]
     return dataclasses.replace(
         base,
+        languages=languages,
         text_vocabulary=tensors["text_embedding.weight"].shape[0],
         text_positions=tensors["text_pos_embedding.emb.weight"].shape[0],
         code_positions=tensors["mel_pos_embedding.emb.weight"].shape[0],
@@ -25,13 +27,14 @@ def config(base: GPTConfig, tensors: Tensors, extra: dict[str, Any]) -> GPTConfi
 
 def table(cfg: GPTConfig) -> Table:
     layer, block = "gpt.h.{i}", "decoder/layer_{i}"
+    own = ("speed_emb", "speed") if cfg.languages is None else ("lang_embedding", "language")
     return Table(
         rows=[
             Row("text_embedding", "text", embedding),
             Row("text_pos_embedding.emb", "text_position", embedding),
             Row("mel_embedding", "code", embedding),
             Row("mel_pos_embedding.emb", "code_position", embedding),
-            Row("speed_emb", "speed", embedding),
+            Row(*own, embedding),
             Row(f"{layer}.ln_1", f"{block}/attention_norm", layer_norm),
             Row(f"{layer}.attn.c_attn", f"{block}/qkv", dense_from_in_out),
             Row(f"{layer}.attn.c_proj", f"{block}/out", dense_from_in_out),

@@ -42,10 +42,10 @@ def state(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def config(base: S2MelConfig, tensors: Tensors, extra: dict[str, Any]) -> S2MelConfig:
-    widths = [tensors[f"gpt_layer.{i}.weight"].shape for i in range(3)]
+    widths = [tensors[f"gpt_layer.{i}.weight"].shape for i in range(len(base.latent_layers))]
     return dataclasses.replace(
         base,
-        latent=widths[0][1],
+        latent=widths[0][1] if widths else base.latent,
         latent_layers=tuple(out for out, _ in widths),
         semantic=tensors["length_regulator.content_in_proj.weight"].shape[1],
     )
@@ -55,9 +55,10 @@ def table(cfg: S2MelConfig) -> Table:
     dit, wavenet = "cfm.estimator", "cfm.estimator.wavenet"
     layer, block = f"{dit}.transformer.layers.{{i}}", "estimator/transformer/layer_{i}"
     last = cfg.regulator_layers
+    latent = [Row("gpt_layer.{i}", "latent/layer_{i}", dense)] if cfg.latent_layers else []
     return Table(
         rows=[
-            Row("gpt_layer.{i}", "latent/layer_{i}", dense),
+            *latent,
             Row("length_regulator.content_in_proj", "regulator/project", dense),
             # a flat list of convolution, norm, activation; the last convolution stands alone
             *(Row(f"length_regulator.model.{3 * i}", f"regulator/conv_{i}", convolution) for i in range(last)),
@@ -89,6 +90,7 @@ def table(cfg: S2MelConfig) -> Table:
             Row(f"{dit}.conv2", "estimator/out", pointwise),
         ],
         unused=[
+            *([] if latent else ["gpt_layer.*"]),
             f"{dit}.input_pos",
             f"{dit}.x_embedder.*",
             f"{dit}.cond_embedder.*",

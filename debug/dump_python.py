@@ -448,28 +448,13 @@ def fit_sizes(torch: Any, infer_v2: Any, states: dict[str, dict[str, Any]]) -> i
     """
     linear = torch.nn.Linear
     width, model = states["gpt"]["emovec_layer.weight"].shape[::-1]
-    if width != SEMANTIC:
-        model_v2: Any = importlib.import_module("indextts.gpt.model_v2")
-        voice, conformer, perceiver = infer_v2.UnifiedVoice, model_v2.ConformerEncoder, model_v2.PerceiverResampler
-        model_v2.ConformerEncoder = lambda input_size, **more: conformer(width, **more)
-
-        def build_perceiver(dim: int, heads: int, **more: Any) -> Any:
-            name = "emo_perceiver_encoder" if dim == SEMANTIC else "perceiver_encoder"
-            queries = [v for n, v in states["gpt"].items() if n.startswith(name) and n.endswith(".to_q.weight")]
-            sizes = {"depth": len(queries), "dim_head": queries[0].shape[0] // heads}
-            return perceiver(width if dim == SEMANTIC else dim, heads=heads, **sizes, **more)
-
-        model_v2.PerceiverResampler = build_perceiver
-
-        def build_voice(*arguments: Any, **more: Any) -> Any:
-            built = voice(*arguments, **more)
-            built.emovec_layer = linear(width, model)
-            return built
-
-        infer_v2.UnifiedVoice = build_voice
-
-    sizes = [tuple(states["s2mel"][f"gpt_layer.{i}.weight"].shape[::-1]) for i in range(3)]
-    if sizes != [(1280, 256), (256, 128), (128, 1024)]:
+    fit_semantic(torch, infer_v2, width, model, states["gpt"])
+    sizes = [
+        tuple(states["s2mel"][f"gpt_layer.{i}.weight"].shape[::-1])
+        for i in range(3)
+        if f"gpt_layer.{i}.weight" in states["s2mel"]
+    ]
+    if sizes and sizes != [(1280, 256), (256, 128), (128, 1024)]:
         s2mel = infer_v2.MyModel
 
         def build_s2mel(*arguments: Any, **more: Any) -> Any:
@@ -487,6 +472,34 @@ def fit_sizes(torch: Any, infer_v2: Any, states: dict[str, dict[str, Any]]) -> i
         campplus = infer_v2.CAMPPlus
         infer_v2.CAMPPlus = lambda **more: campplus(**{**more, **sizes_of, "embedding_size": style})
     return width
+
+
+def fit_semantic(torch: Any, infer_v2: Any, width: int, model: int, state: dict[str, Any] | None = None) -> None:
+    """Build the GPT for semantic features of another width than the one that the code states; model: its own.
+
+    state: the tensors of gpt.pth, of whose sizes the Perceivers are then, too.
+    """
+    if width == SEMANTIC:
+        return
+    model_v2: Any = importlib.import_module("indextts.gpt.model_v2")
+    voice, conformer, perceiver = infer_v2.UnifiedVoice, model_v2.ConformerEncoder, model_v2.PerceiverResampler
+    model_v2.ConformerEncoder = lambda input_size, **more: conformer(width, **more)
+
+    def build_perceiver(dim: int, heads: int, **more: Any) -> Any:
+        if state is not None:
+            name = "emo_perceiver_encoder" if dim == SEMANTIC else "perceiver_encoder"
+            queries = [v for n, v in state.items() if n.startswith(name) and n.endswith(".to_q.weight")]
+            more |= {"depth": len(queries), "dim_head": queries[0].shape[0] // heads}
+        return perceiver(width if dim == SEMANTIC else dim, heads=heads, **more)
+
+    model_v2.PerceiverResampler = build_perceiver
+
+    def build_voice(*arguments: Any, **more: Any) -> Any:
+        built = voice(*arguments, **more)
+        built.emovec_layer = torch.nn.Linear(width, model)
+        return built
+
+    infer_v2.UnifiedVoice = build_voice
 
 
 def record_front(recorder: Recorder, tts: Any) -> None:
@@ -520,6 +533,12 @@ def record_front(recorder: Recorder, tts: Any) -> None:
     recorder.call(tts, "get_emb", "w2v.{who}.normalized")
     recorder.call(tts, "mel_fn", "ref_mel", given="audio.spk_22k")
 
+    record_codec(recorder, codec)
+    record_style(recorder, style)
+
+
+def record_codec(recorder: Recorder, codec: Any) -> None:
+    """The codec's encoder and quantizer."""
     recorder.both(codec.encoder, "codec.encoder")
     recorder.output(codec.encoder[0].norm, "codec.encoder.embed")
     recorder.each(codec.encoder[0].convnext, "codec.encoder.layer")
@@ -527,6 +546,9 @@ def record_front(recorder: Recorder, tts: Any) -> None:
     recorder.call(codec, "quantize", "codec.codes", "codec.S_ref")
     recorder.call(codec.quantizer, "vq2emb", "seg{segment}.vq2emb")
 
+
+def record_style(recorder: Recorder, style: Any) -> None:
+    """CAMPPlus."""
     recorder.both(style, "campplus")
     recorder.output(style.head, "campplus.head.out")
     for name in ("tdnn", "out_nonlinear", "stats"):
@@ -539,7 +561,11 @@ def record_front(recorder: Recorder, tts: Any) -> None:
 def record_conditioning(recorder: Recorder, tts: Any, torch: Any, width: int) -> None:
     """Conformers and Perceivers of the GPT, and the emotion vector that is made of them."""
     now, gpt, prefix = recorder.now, tts.gpt, "seg{segment}.gpt"
+    if hasattr(gpt, "spk_emb_proj"):
+        recorder.both(gpt.spk_emb_proj, f"{prefix}.spk_emb_proj")
     for name, who in (("", ""), ("emo_", ".{who}")):
+        if not hasattr(gpt, f"{name}conditioning_encoder"):  # 2.5 projects the style of a speaker
+            continue
         encoder, perceiver = getattr(gpt, f"{name}conditioning_encoder"), getattr(gpt, f"{name}perceiver_encoder")
         key = f"{prefix}.{name}conditioning_encoder{who}"
         recorder.both(encoder, key)
@@ -648,9 +674,10 @@ def record_s2mel(recorder: Recorder, tts: Any, torch: Any, noise_seed: int) -> N
     """Length regulator, gpt_layer and flow matching, whose noise is drawn here."""
     put, now, models = recorder.put, recorder.now, tts.s2mel.models
     regulator, flow, estimator = models["length_regulator"], models["cfm"], models["cfm"].estimator
-    for i, linear in enumerate(models["gpt_layer"]):
-        recorder.output(linear, f"seg{{segment}}.s2mel.gpt_layer.layer{i}")
-    recorder.output(models["gpt_layer"], "seg{segment}.s2mel.gpt_layer.out")
+    if "gpt_layer" in models:
+        for i, linear in enumerate(models["gpt_layer"]):
+            recorder.output(linear, f"seg{{segment}}.s2mel.gpt_layer.layer{i}")
+        recorder.output(models["gpt_layer"], "seg{segment}.s2mel.gpt_layer.out")
 
     def enter(_module: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
         now["regulator"] = f"seg{now['segment']}.s2mel.length_regulator" if "segment" in now else "prompt_condition"

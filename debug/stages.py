@@ -49,9 +49,13 @@ class _Cut(NamedTuple):
         return x[:, : self.frames]
 
 
-def _first(x: np.ndarray) -> np.ndarray:
-    """One of the beams, which are alike before the first step."""
-    return x[:1]
+class _Prefix(NamedTuple):
+    """One of the beams, which are alike before the first step, without what pads the prefix on its left."""
+
+    positions: int
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x[:1, -self.positions :]
 
 
 def _first_step(x: np.ndarray) -> np.ndarray:
@@ -172,14 +176,17 @@ def rep_codec(case: Case) -> Iterator[Comparison]:
     if case.has("codec.encoder.out", key := "codec.in_project.out"):
         ours = golden["codec.encoder.out"] @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
         yield Comparison("repcodec", "quantizer/in", key, ours, swapped(golden[key]), "block")
-    if (given := case.first("w2v.spk.normalized")) is not None:
+    given, function = case.first("w2v.spk.normalized"), repcodec.quantize
+    if cfg.stride is not None and given is not None and case.has("codec.encoder.in"):
+        out = [Row("", "codec.encoder.in", swapped)]
+        yield from follow(case, "repcodec", _shrink, _whole(given), [], out, root="shrink")
+        given, function = swapped(golden["codec.encoder.in"]), _quantize
+    if given is not None:
         rows = [Row("norm", "codec.encoder.embed")]
         rows += [Row(f"layer_{i}", f"codec.encoder.layer{i}", swapped) for i in range(cfg.layers)]
         rows, out = [*rows, Row("", "codec.encoder.out")], [Row("", "codec.codes"), Row("", "")]
         inputs = _whole(given)
-        yield from follow(
-            case, "repcodec", repcodec.quantize, inputs, rows, out, root="encoder", tail="quantizer/codebook"
-        )
+        yield from follow(case, "repcodec", function, inputs, rows, out, root="encoder", tail="quantizer/codebook")
     embed = [("codec.codes", "codec.S_ref", same)]
     embed += [(f"{segment}.gpt.codes", f"{segment}.vq2emb", swapped) for segment in case.segments]
     for source, key, layout in embed:
@@ -187,6 +194,42 @@ def rep_codec(case: Case) -> Iterator[Comparison]:
             codes = _codes(case, source)
             ours = np.asarray(repcodec.embed(params, cfg, codes))
             yield Comparison("repcodec", "quantizer/out", key, ours, layout(golden[key]), "block")
+    for segment in case.segments if cfg.stride is not None else ():
+        yield from _features(case, segment)
+
+
+def _features(case: Case, segment: str) -> Iterator[Comparison]:
+    """What the codec's decoder makes of the codes that were drawn, in its parts and as a whole."""
+    params, cfg, golden, at = case.model.params["repcodec"], case.model.cfg.repcodec, case.golden, f"{segment}.codec"
+    source, between, key = f"{segment}.vq2emb", f"{at}.decoder.out", f"{at}.decode"
+    if case.has(source, between):
+        rows = [Row("norm", f"{at}.decoder.embed")]
+        rows += [Row(f"layer_{i}", f"{at}.decoder.layer{i}", swapped) for i in range(cfg.layers)]
+        given = _whole(swapped(golden[source]))
+        yield from follow(case, "repcodec", _decode, given, rows, [Row("", between)], root="decoder")
+    if case.has(between, key):
+        yield from follow(case, "repcodec", _stretch, _whole(golden[between]), [], [Row("", key)], root="stretch")
+    if case.has(key):
+        codes = _codes(case, f"{segment}.gpt.codes")
+        ours = repcodec.restore(params, cfg, *_whole(codes))
+        yield Comparison("repcodec", "restore", key, np.asarray(ours), golden[key], "component")
+
+
+def _shrink(params: Any, cfg: Any, x: Any, lengths: Any) -> Any:
+    return apply(repcodec.Shrink(cfg), params["shrink"], x, lengths)[0]
+
+
+def _quantize(params: Any, cfg: Any, x: Any, lengths: Any) -> Any:
+    codes = repcodec.nearest(params, apply(repcodec.Encoder(cfg), params["encoder"], x, lengths))
+    return codes, repcodec.embed(params, cfg, codes)
+
+
+def _decode(params: Any, cfg: Any, x: Any, lengths: Any) -> Any:
+    return apply(repcodec.Decoder(cfg), params["decoder"], x, lengths)
+
+
+def _stretch(params: Any, cfg: Any, x: Any, lengths: Any) -> Any:
+    return apply(repcodec.Stretch(cfg), params["stretch"], x, lengths)
 
 
 def _codes(case: Case, key: str) -> np.ndarray:
@@ -225,9 +268,12 @@ def conditioners(case: Case) -> Iterator[Comparison]:
 
     for segment in case.segments:
         at = f"{segment}.gpt"
-        if (given := case.first("w2v.spk.normalized")) is not None:
+        out = [Row("", f"{at}.speech_conditioning_latent")]
+        if cfg.speaker is None:
+            if (given := case.first("campplus.out")) is not None:
+                yield from follow(case, "conditioner", conditioner.style_latents, (given,), [], out, root="speaker")
+        elif (given := case.first("w2v.spk.normalized")) is not None:
             rows = table(cfg.speaker, f"{at}.conditioning_encoder", f"{at}.perceiver_encoder")
-            out = [Row("", f"{at}.speech_conditioning_latent")]
             inputs, function = _whole(given), conditioner.speaker_latents
             yield from follow(case, "conditioner", function, inputs, rows, out, root="speaker")
         for part in ("spk", "emo"):
@@ -275,27 +321,34 @@ def gpt_decoder(case: Case) -> Iterator[Comparison]:
         texts = golden[f"{segment}.text_tokens"]
         known = (golden[f"{at}.speech_conditioning_latent"], golden[f"{at}.emo_vec"])
         spoken = texts[:, ~np.isin(texts[0], (cfg.start_text, cfg.stop_text))]
-        prefix, taught = (gpt.prefix(params, cfg, *known, ids, np.array([ids.shape[1]])) for ids in (spoken, texts))
+        language = None if cfg.languages is None else golden[f"{segment}.language"].astype(np.int32)
+        prefix, taught = (
+            gpt.prefix(params, cfg, *known, ids, np.array([ids.shape[1]]), language) for ids in (spoken, texts)
+        )
+        P = prefix.embeddings.shape[1]
+        alone = _Prefix(P)
         if case.has(key := f"{at}.prefill.inputs_embeds"):
-            reference = golden[key][:1, -prefix.embeddings.shape[1] :]  # what was dropped is zeros on its left
+            reference = alone(golden[key])  # what was dropped is zeros on its left
             yield Comparison("gpt", "prefix", key, np.asarray(prefix.embeddings), reference, "block")
             prefix = Prefix(jnp.asarray(reference), prefix.lengths)
-        rows = [Row(f"layer_{i}", f"{at}.prefill.h{i}", _first) for i in range(cfg.layers)]
-        rows.append(Row("norm", f"{at}.prefill.h_ln_f", _first))
+        rows = [Row(f"layer_{i}", f"{at}.prefill.h{i}", alone) for i in range(cfg.layers)]
+        rows.append(Row("norm", f"{at}.prefill.h_ln_f", alone))
         out = [Row("", f"{at}.logits_per_step", _first_step), Row("", "")]
         yield from follow(case, "gpt", gpt.prefill, (prefix,), rows, out, root="decoder", tail="head")
         for i, layer in enumerate(gpt.prefill(params, cfg, prefix)[1]):
             for name, ours in zip("kv", layer, strict=True):
                 if case.has(key := f"{at}.prefill.{name}{i}"):
-                    reference = golden[key][:1].transpose(0, 1, 3, 2)
+                    reference = golden[key][:1, :, -P:].transpose(0, 1, 3, 2)
                     yield Comparison("gpt", f"cache {i}", key, np.asarray(ours), reference, "component")
             if i and case.has(key := f"{at}.prefill.attention{i}", before := f"{at}.prefill.h{i - 1}"):
-                ours = _attention(params["decoder"][f"layer_{i}"], cfg.heads, golden[before][:1])
-                yield Comparison("gpt", f"decoder/layer_{i}/qkv", key, np.asarray(ours), golden[key][:1], "block")
+                ours = _attention(params["decoder"][f"layer_{i}"], cfg.heads, alone(golden[before]))
+                reference = golden[key][:1, :, -P:, -P:]
+                yield Comparison("gpt", f"decoder/layer_{i}/qkv", key, np.asarray(ours), reference, "block")
         if case.has(f"{at}.codes"):
             yield from _steps(case, at, prefix)
             yield from _drawn(case, at, prefix)
-            yield from _second_pass(case, at, taught)
+            if case.model.cfg.s2mel.latent_layers:
+                yield from _second_pass(case, at, taught)
 
 
 def _attention(layer: Any, heads: int, x: np.ndarray) -> jax.Array:
@@ -407,9 +460,10 @@ def mel_decoder(case: Case) -> Iterator[Comparison]:
             out = [Row("", f"{at}.gpt_layer.out")]
             yield from follow(case, "s2mel", _latent, (golden[latents],), rows, out, root="latent")
         if case.has(source := f"{at}.length_regulator.in", key := f"{at}.length_regulator", f"{key}.ylens"):
-            ours = np.asarray(s2mel.target_lengths(np.array([golden[source].shape[1]])))
-            reference = golden[f"{key}.ylens"].astype(np.int32)
-            yield Comparison("s2mel", "target_lengths", f"{key}.ylens", ours, reference, None)
+            if case.meta.get("duration", 1.0) == 1.0:
+                ours = np.asarray(s2mel.target_lengths(np.array([golden[source].shape[1]])))
+                reference = golden[f"{key}.ylens"].astype(np.int32)
+                yield Comparison("s2mel", "target_lengths", f"{key}.ylens", ours, reference, None)
             yield from regulated(source, key)
         yield from _estimator(case, f"{segment}.dit0")
         yield from _trajectory(case, segment)

@@ -36,6 +36,17 @@ KEEP = {
     "en_stop_beam3": BEAMS,
     "zh_beam3_emotion_vector": (*BEAMS, "seg0.cfm.style", *(f"seg?.{name}" for name in SEGMENT), "wav_int16"),
     "en_beam3_sample": (*BEAMS, "seg0.gpt.processed_scores_per_step"),
+    "v25_greedy": (
+        "w2v.*.normalized", "campplus.out", "ref_mel", "codec.*", "prompt_condition", "prompt_condition.in",
+        "prompt_condition.ylens", "prompt_condition.project", "seg0.text_tokens", "seg0.language", "seg0.gpt.*",
+        "seg0.vq2emb", "seg0.codec.*", "seg0.s2mel.*", "seg0.cfm.noise", "seg0.cfm.t", "seg0.bigvgan.in",
+        "seg0.bigvgan.out", "meta",
+    ),
+    "v25_segments": (
+        "seg?.text_tokens", "seg?.language", "seg?.gpt.codes", "seg?.gpt.emo_vec", "seg?.gpt.prefill.inputs_embeds",
+        "seg?.gpt.speech_conditioning_latent", "seg?.gpt.emovec_merged", "seg?.gpt.logits_per_step", "seg?.gpt.beam_*",
+        "seg?.gpt.sequence_score", "seg?.s2mel.length_regulator.ylens", "campplus.out", "meta",
+    ),
     "en_sample": ("seg0.gpt.processed_scores_per_step", *(f"seg?.{name}" for name in SEGMENT[:4]), "meta"),
 }  # fmt: skip
 
@@ -48,5 +59,7 @@ def trim(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
     for name in KEEP:
+        if not (source / f"{name}.npz").is_file():  # one system's files alone
+            continue
         with np.load(source / f"{name}.npz") as arrays:
             np.savez_compressed(target / f"{name}.npz", **trim(name, dict(arrays)))  # type: ignore[arg-type]

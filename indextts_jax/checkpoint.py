@@ -2,7 +2,8 @@
 
     model/
       model.json        format version and configuration
-      bpe.model         SentencePiece vocabulary; glossary.yaml beside it where the model has one
+      bpe.model         SentencePiece vocabulary; of a model of many languages, VOCABULARY is there instead
+      glossary.yaml     where the model has one
       w2vbert/ ...      one Orbax checkpoint per component, with the shapes of its arrays
       tokenizer.json    of qwen3/, where the model has that
       rest.pth          what gpt.pth and s2mel.pth held besides: for training and `indextts-jax export`, never loaded
@@ -36,6 +37,7 @@ from indextts_jax.text import TextFrontEnd
 log = logging.getLogger(__name__)
 
 FORMAT = 3
+VOCABULARY = "multilingual_zh_ja_yue_char_del.tiktoken"
 _DESCRIPTION = "model.json"
 _SHAPES = "shapes.json"
 _MOST_DESCRIPTION, _MOST_SHAPES = 1_000_000, 16_000_000  # bytes

@@ -108,12 +108,13 @@ _HERTZ, _RATIO = Limits(0.0, 1e6), Limits(0.0, 1024.0)
 _MOST_ITEMS = 64
 _LIMITS = {  # by the names of our fields; others are widths
     **dict.fromkeys(("layers", "perceiver_layers", "depth", "regulator_layers", "wavenet_layers", "blocks"), _LAYERS),
-    **dict.fromkeys(("text_vocabulary", "code_vocabulary", "codes", "vocabulary"), _VOCABULARY),
+    **dict.fromkeys(("text_vocabulary", "code_vocabulary", "codes", "vocabulary", "languages"), _VOCABULARY),
     **dict.fromkeys(("start_text", "stop_text", "start_code", "stop_code", "stops"), _ID),
     **dict.fromkeys(("text_positions", "code_positions"), _POSITIONS),
     **dict.fromkeys(("kernel", "kernels", "wavenet_kernel", "upsample_rates", "upsample_kernels"), _KERNEL),
     **dict.fromkeys(("left", "right"), Limits(0, 65_536)),
     **dict.fromkeys(("fmin", "fmax"), _HERTZ),
+    "stride": Limits(1, 64),
     "rate": _RATE,
     "base": Limits(1.0, 1e12),
     "epsilon": Limits(0.0, 1.0),
@@ -121,8 +122,20 @@ _LIMITS = {  # by the names of our fields; others are widths
 }
 
 
+class _Variant(NamedTuple):
+    """What a version of the system has that config.yaml does not say."""
+
+    languages: int | None = None  # the GPT has an embedding of so many, and none of the speed
+    stride: int | None = None  # of the codec, whose decoder makes the content without the GPT's latents
+    projected: bool = False  # the style is what the GPT hears of a speaker
+
+
+_VARIANTS = {"2.5": _Variant(languages=107, stride=2, projected=True)}  # by `version`; others are as 2.0
+
+
 def from_yaml(settings: dict[str, Any]) -> Config:
     """The configuration that config.yaml states, official where it is silent. Raises ConfigError."""
+    variant = _VARIANTS.get(str(settings.get("version")), _Variant())
 
     def number(name: str, limits: Limits = _WIDTH) -> int:
         value = entry(settings, name, int)
@@ -172,13 +185,15 @@ def from_yaml(settings: dict[str, Any]) -> Config:
             channels=number("semantic_codec.vocos_dim"),
             intermediate=number("semantic_codec.vocos_intermediate_dim"),
             layers=number("semantic_codec.vocos_num_layers", _LAYERS),
+            stride=variant.stride,
         ),
         campplus=CAMPPlusConfig(embedding=style),
         conditioner=ConditionerConfig(
             semantic=semantic,
             width=width,
-            speaker=encoder("gpt.condition_module", 32, width),
+            speaker=None if variant.projected else encoder("gpt.condition_module", 32, width),
             emotion=encoder("gpt.emo_condition_module", 1, semantic),
+            style=style if variant.projected else None,
         ),
         prototypes=PrototypesConfig(_groups(entry(settings, "emo_num", list)), style, width),
         gpt=GPTConfig(
@@ -193,13 +208,14 @@ def from_yaml(settings: dict[str, Any]) -> Config:
             stop_text=number("gpt.stop_text_token", Limits(0, texts)),
             start_code=number("gpt.start_mel_token", Limits(0, codes - 1)),
             stop_code=number("gpt.stop_mel_token", Limits(0, codes - 1)),
+            languages=variant.languages,
         ),
         s2mel=S2MelConfig(
             mels=number("s2mel.DiT.in_channels"),
             style=style,
             semantic=semantic,
             latent=width,
-            latent_layers=(256, 128, semantic),
+            latent_layers=() if variant.stride else (256, 128, semantic),
             regulator_channels=number("s2mel.length_regulator.channels"),
             regulator_layers=_count(settings, "s2mel.length_regulator.sampling_ratios"),
             content=number("s2mel.DiT.content_dim"),

@@ -334,6 +334,6 @@ def rows(params: Params, cfg: Config) -> int:
     leaf = jax.tree.leaves(params["gpt"])[0]
     memory = next(iter(leaf.devices())).memory_stats() or {}
     free = memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)
-    slots = cfg.conditioner.speaker.latents + cfg.gpt.most_codes + buckets.TEXT[-1]
+    slots = cfg.conditioner.latents + cfg.gpt.most_codes + buckets.TEXT[-1]
     row = 2 * cfg.gpt.layers * cfg.gpt.width * slots * leaf.dtype.itemsize
     return min(64, max(1, free // 2 // row))

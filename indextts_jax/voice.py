@@ -98,6 +98,6 @@ def load_voice(path: str | PathLike[str], cfg: Config) -> Voice:
     if voice is None:
         raise Error(f"{path}: not a voice file of this version; make it with `indextts-jax voice`")
     width, mels = cfg.gpt.width, cfg.s2mel.mels
-    if voice.latents.shape != (cfg.conditioner.speaker.latents, width) or voice.mel.shape[1:] != (mels,):
+    if voice.latents.shape != (cfg.conditioner.latents, width) or voice.mel.shape[1:] != (mels,):
         raise Error(f"{path}: made with another model (width {voice.latents.shape[-1]}, not {width}); make it again")
     return voice

@@ -186,7 +186,7 @@ def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
 
 
 def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
-    latents = struct((rows, cfg.conditioner.speaker.latents, cfg.gpt.width))
+    latents = struct((rows, cfg.conditioner.latents, cfg.gpt.width))
     texts = struct((rows, text), np.int32), struct((rows,), np.int32)
     arguments = params["gpt"], cfg.gpt, latents, struct((rows, cfg.gpt.width)), *texts
     return Program("prefix", f"{rows} rows, {text} pieces", arguments, {})
@@ -195,7 +195,7 @@ def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
 def _draw(cfg: Config, params: Any, options: Options, uses: Uses) -> Iterator[Program]:
     sampling = jax.tree.map(lambda _: struct((1,)), options.sampling.of(cfg.gpt))
     beams, dtype = sampling.beams, jax.tree.leaves(params["gpt"])[0].dtype
-    ahead = cfg.conditioner.speaker.latents + 5  # slots before and after a text
+    ahead = cfg.conditioner.latents + 5  # slots before and after a text
     longest, most = max(uses.texts) + ahead, min(max(uses.codes), options.max_codes)
     least, most = (-(-(longest + beams * n) // decoding.BLOCK) for n in (decoding.CHUNK, most))
     capacities = sorted({bucket(n, buckets.BLOCKS) for n in range(least, most + 1)})

@@ -22,9 +22,11 @@ from indextts_jax import decoding, models, seeds, warmup
 from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
-from indextts_jax.models import bigvgan, gpt, layers, prototypes, qwen3, s2mel
+from indextts_jax.models import bigvgan, conditioner, gpt, layers, prototypes, qwen3, repcodec, s2mel
+from indextts_jax.models.conditioner import ConditionerConfig
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.qwen3 import Qwen3Config
+from indextts_jax.models.repcodec import RepCodecConfig
 from indextts_jax.request import Options
 from indextts_jax.stages import STAGES
 from indextts_jax.warmup import Uses, struct
@@ -214,8 +216,8 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
     def program(function: Any, *arguments: Any, **keywords: Any) -> Call:
         return Call(function, arguments, keywords)
 
-    def parameters(component: str) -> Any:
-        return models.cast(component, models.shapes(component, getattr(cfg, component)), dtype)
+    def parameters(component: str, own: Any = None) -> Any:
+        return models.cast(component, models.shapes(component, own or getattr(cfg, component)), dtype)
 
     integers, feeling, vector = struct((2,), np.int32), parameters("prototypes"), struct((2, cfg.gpt.width))
     state = decoding.empty.eval_shape(cfg.gpt, Sampling(), 2, 4, jnp.dtype(dtype))
@@ -234,6 +236,10 @@ def _others(cfg: Config, dtype: str) -> Iterator[Call]:
     yield program(gpt.step, parameters("gpt"), cfg.gpt, *arguments)
     yield program(layers.quantize, struct((cfg.gpt.code_vocabulary, cfg.gpt.width)))
     yield program(s2mel.target_lengths, integers)
+    codec, heard = RepCodecConfig(stride=2), ConditionerConfig(speaker=None, style=cfg.s2mel.style)
+    yield program(repcodec.restore, parameters("repcodec", codec), codec, struct((2, 48), np.int32), integers)
+    style = struct((2, cfg.s2mel.style))
+    yield program(conditioner.style_latents, parameters("conditioner", heard), heard, style)
     yield program(s2mel.window, struct((2, 640, cfg.s2mel.mels)), integers, frames=111)
     yield program(prototypes.similar, feeling, cfg.prototypes, struct((2, cfg.prototypes.style)))
     yield program(prototypes.drawn, jax.eval_shape(lambda: jax.random.key(0)), cfg.prototypes)

@@ -133,7 +133,7 @@ def test_the_model_speaks_and_is_measured(folder, monkeypatch):
     loaded = load(folder)
     cfg = loaded.cfg
     voice = Voice(
-        small.normal(0, cfg.conditioner.speaker.latents, cfg.gpt.width), *small.normal(1, 2, cfg.gpt.width),
+        small.normal(0, cfg.conditioner.latents, cfg.gpt.width), *small.normal(1, 2, cfg.gpt.width),
         small.normal(2, cfg.s2mel.style), small.normal(3, 20, cfg.s2mel.mels), small.normal(4, 20, cfg.s2mel.content),
     )  # fmt: skip
     spoken = loaded.speak("Anna found a book.", voice, seed=0, options=OPTIONS)

@@ -212,7 +212,7 @@ def test_what_is_learnt_is_spoken(folder, tmp_path, monkeypatch):
     shutil.copy(FIXTURES / "tiny" / "bpe.model", tmp_path / "model")
     checkpoint.save_description(tmp_path / "model", cfg, "random numbers")
     save_corpus(tmp_path / "corpus")
-    shapes = (cfg.conditioner.speaker.latents, 16), (16,), (16,), (cfg.s2mel.style,), (9, 8), (9, cfg.s2mel.content)
+    shapes = (cfg.conditioner.latents, 16), (16,), (16,), (cfg.s2mel.style,), (9, 8), (9, cfg.s2mel.content)
     save_voice(tmp_path / "a.safetensors", Voice(*(small.normal(0, *shape) for shape in shapes)))
     models = []
 

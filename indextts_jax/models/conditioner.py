@@ -1,5 +1,7 @@
 """Semantic features -> what the GPT hears of a voice: speaker latents, and one emotion vector.
 
+The speaker is encoded from semantic features, or, as in IndexTTS-2.5, projected from the style of its recording.
+
 Dimensions: B batch, T frames, D width, N heads, H head width, L latents.
 """
 
@@ -12,7 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax.models.layers import Depthwise, LayerNorm, RMSNorm, alike, apply, attend, enter, pad_edges, valid
+from indextts_jax.models.layers import (
+    Depthwise,
+    LayerNorm,
+    RMSNorm,
+    alike,
+    apply,
+    attend,
+    dtype_of,
+    enter,
+    pad_edges,
+    valid,
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,14 @@ class EncoderConfig:
 class ConditionerConfig:
     semantic: int = 1024
     width: int = 1280  # of the GPT
-    speaker: EncoderConfig = EncoderConfig(512, 8, 2048, 6, 32, 1280, 1706)
+    speaker: EncoderConfig | None = EncoderConfig(512, 8, 2048, 6, 32, 1280, 1706)  # None: the style is projected
     emotion: EncoderConfig = EncoderConfig(512, 4, 1024, 4, 1, 1024, 1365)
+    style: int | None = None  # width of the style, where it is projected
+
+    @property
+    def latents(self) -> int:
+        """How many positions of a prefix are the speaker's."""
+        return 1 if self.speaker is None else self.speaker.latents
 
 
 class Affine(nn.Module):
@@ -203,8 +222,12 @@ def init(cfg: ConditionerConfig, key: Array) -> dict:
     """Random float32 parameters: {"speaker": ..., "emotion": ...}."""
     x, lengths = jnp.zeros((1, 7, cfg.semantic)), jnp.array([7])
     speaker, emotion = jax.random.split(key)
+    if cfg.speaker is None:
+        heard = nn.Dense(cfg.width).init(speaker, jnp.zeros((1, cfg.style or 0)))
+    else:
+        heard = Encoder(cfg.speaker).init(speaker, x, lengths)
     return {
-        "speaker": Encoder(cfg.speaker).init(speaker, x, lengths)["params"],
+        "speaker": heard["params"],
         "emotion": EmotionEncoder(cfg).init(emotion, x, lengths)["params"],
     }
 
@@ -213,9 +236,25 @@ def init(cfg: ConditionerConfig, key: Array) -> dict:
 def speaker_latents(params: dict, cfg: ConditionerConfig, features: Array, lengths: Array) -> Array:
     """What the GPT hears of a speaker: features [B, T, S] (normalised w2v-BERT, 50 Hz), lengths [B] -> [B, L, D].
 
-    At least 3 frames per row. Reference: indextts/gpt/model_v2.py, get_conditioning.
+    At least 3 frames per row. Raises ValueError for a model that hears the style instead.
+    Reference: indextts/gpt/model_v2.py, get_conditioning.
     """
+    if cfg.speaker is None:
+        raise ValueError("this model hears a speaker's style: style_latents, not speaker_latents")
     return apply(Encoder(cfg.speaker), params["speaker"], enter(features, lengths, params), lengths)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def style_latents(params: dict, cfg: ConditionerConfig, style: Array) -> Array:
+    """What the GPT hears of a speaker where the style is projected: style [B, style] (CAMPPlus) -> [B, 1, D].
+
+    Raises ValueError for a model that hears semantic features instead.
+    Reference: indextts/gpt/model_v2.py, spk_emb_proj.
+    """
+    if cfg.speaker is not None:
+        raise ValueError("this model hears a speaker's features: speaker_latents, not style_latents")
+    own = params["speaker"]
+    return apply(nn.Dense(cfg.width), own, style.astype(dtype_of(own)))[:, None]
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -3,6 +3,9 @@
 The prefix of a row is [speaker latents + emotion vector, two speed embeddings, start, text, stop, start code]. Rows are
 padded at the end and carry their lengths; positions are learned and counted per part, so padding changes nothing.
 
+A model of many languages (IndexTTS-2.5) adds that of the text to its embeddings, from start to stop; it knows no speed,
+and has two zero vectors there.
+
 Dimensions: B batch, T positions, P prefix positions, C codes, D width, N heads, H head width, S cache slots, R recent
 slots, V code vocabulary.
 """
@@ -43,6 +46,7 @@ class GPTConfig:
     stop_text: int = 1
     start_code: int = 8192
     stop_code: int = 8193
+    languages: int | None = None  # rows of the embedding of languages; None: there is none, but one of the speed
     repetition_penalty: float | None = None  # with which codes are drawn unless told otherwise; None: the reference's
 
     @property
@@ -133,6 +137,7 @@ def _again(cfg: GPTConfig, params: dict, x: Array, mask: Array) -> Array:
 def init(cfg: GPTConfig, key: Array) -> dict:
     """Random float32 parameters: embeddings, "decoder" and "head"."""
     keys = iter(jax.random.split(key, 7))
+    own = ("speed", 2) if cfg.languages is None else ("language", cfg.languages)
 
     def table(rows: int) -> dict:
         return {"embedding": 0.02 * jax.random.normal(next(keys), (rows, cfg.width))}
@@ -143,7 +148,7 @@ def init(cfg: GPTConfig, key: Array) -> dict:
         "text_position": table(cfg.text_positions),
         "code": table(cfg.code_vocabulary),
         "code_position": table(cfg.code_positions),
-        "speed": table(2),
+        own[0]: table(own[1]),
         "decoder": Decoder(cfg).init(next(keys), jnp.zeros((1, 1, cfg.width)), mask)["params"],
         "head": Dense(cfg.code_vocabulary).init(next(keys), jnp.zeros((1, cfg.width)))["params"],
     }
@@ -169,23 +174,35 @@ def logits(params: dict, hidden: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def prefix(params: dict, cfg: GPTConfig, latents: Array, emotion: Array, texts: Array, lengths: Array) -> Prefix:
+def prefix(
+    params: dict, cfg: GPTConfig, latents: Array, emotion: Array, texts: Array, lengths: Array,
+    languages: Array | None = None,
+) -> Prefix:  # fmt: skip
     """Embed what is known before the first code.
 
     latents [B, L, D] of the speaker, emotion [B, D], texts [B, X] int32 ids, lengths [B] up to `cfg.most_texts` ->
-    Prefix with P = L + 2 + X + 3. Reference: indextts/gpt/model_v2.py, inference_speech and prepare_gpt_inputs, which
+    Prefix with P = L + 2 + X + 3. languages [B] int32: rows of the embedding of languages, where the model has one.
+    Raises ValueError where languages are missing, or given to a model that knows none.
+    Reference: indextts/gpt/model_v2.py, inference_speech and prepare_gpt_inputs, which
     drops the ids of start and stop inside a text (its second pass does not): they are the caller's to drop.
     """
+    if (languages is None) != (cfg.languages is None):
+        raise ValueError("languages are for models that have an embedding of them, which need them")
     B, X = texts.shape
     place = jnp.arange(X + 3)[None, :]
     # start, text, stop, start code: at 0, 1 .. n, n + 1 and n + 2 of every row
     end = lengths[:, None] + 1
     ids = jnp.where(place < end, jnp.pad(texts, ((0, 0), (1, 2)), constant_values=cfg.start_text), cfg.stop_text)
     words = _embed(params, "text", ids, jnp.broadcast_to(jnp.minimum(place, cfg.text_positions - 1), ids.shape))
+    if languages is not None:
+        words = words + params["language"]["embedding"][languages][:, None]
     start = _embed(params, "code", jnp.array(cfg.start_code), jnp.array(0))
     words = jnp.where((place == end + 1)[:, :, None], start[None, None], words)
     dtype = words.dtype
-    speed = jnp.broadcast_to(params["speed"]["embedding"][::-1], (B, 2, cfg.width))
+    if cfg.languages is None:
+        speed = jnp.broadcast_to(params["speed"]["embedding"][::-1], (B, 2, cfg.width))
+    else:
+        speed = jnp.zeros((B, 2, cfg.width), dtype)
     speaker = latents.astype(dtype) + emotion.astype(dtype)[:, None]
     return Prefix(jnp.concatenate([speaker, speed, words], axis=1), lengths + latents.shape[1] + 2 + 3)
 

@@ -1,5 +1,7 @@
 """RepCodec, the MaskGCT semantic codec: semantic features -> codes -> embeddings (arXiv:2409.00750).
 
+With a stride, a code stands for several frames, and a decoder makes features of codes again: the codec of IndexTTS-2.5.
+
 Dimensions: B batch, T frames, D width, C channels inside, V codes, K code width.
 """
 
@@ -24,6 +26,7 @@ class RepCodecConfig:
     intermediate: int = 2048
     layers: int = 12
     kernel: int = 7
+    stride: int | None = None  # frames of a code, which a decoder makes of it; None: one, and no decoder
 
 
 class Quantized(NamedTuple):
@@ -64,14 +67,49 @@ class Encoder(nn.Module):
 
 
 class Decoder(Encoder):
-    """Embeddings [B, T, D], lengths [B] -> semantic features [B, T, D]: of the encoder's form, for training alone."""
+    """Embeddings [B, T, D], lengths [B] -> semantic features [B, T, D]: of the encoder's form.
+
+    Without a stride for training alone.
+    """
+
+
+class Shrink(nn.Module):
+    """[B, T, D], lengths [B] -> the frames of codes [B, (T - 1) // stride + 1, D] and how many there are."""
+
+    cfg: RepCodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> tuple[Array, Array]:
+        stride = self.cfg.stride or 1
+        x = nn.Conv(self.cfg.width, 3, stride, padding="VALID", name="conv")(pad_edges(x, lengths, 1, 1, "zeros"))
+        return nn.gelu(x, approximate=False), code_lengths(self.cfg, lengths)
+
+
+class Stretch(nn.Module):
+    """Every frame `stride` times, and a convolution over them: [B, C, D], lengths [B] -> [B, C * stride, D]."""
+
+    cfg: RepCodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array) -> Array:
+        stride = self.cfg.stride or 1
+        x = pad_edges(jnp.repeat(x, stride, axis=1), lengths * stride, 1, 1, "zeros")
+        return nn.Conv(self.cfg.width, 3, padding="VALID", name="conv")(x)
 
 
 def init(cfg: RepCodecConfig, key: Array) -> dict:
-    """Random float32 parameters: the encoder and the quantizer; the system has no use for the decoder."""
+    """Random float32 parameters: the encoder and the quantizer; with a stride, what goes down and up again as well."""
     keys = jax.random.split(key, 4)
+    x, lengths = jnp.zeros((1, 8, cfg.width)), jnp.array([8])
+    strided = {}
+    if cfg.stride is not None:
+        own = jax.random.split(jax.random.fold_in(key, 1), 3)
+        networks = {"shrink": Shrink(cfg), "decoder": Decoder(cfg), "stretch": Stretch(cfg)}
+        for (name, network), one in zip(networks.items(), own, strict=True):
+            strided[name] = network.init(one, x, lengths)["params"]
     return {
-        "encoder": Encoder(cfg).init(keys[0], jnp.zeros((1, 8, cfg.width)), jnp.array([8]))["params"],
+        **strided,
+        "encoder": Encoder(cfg).init(keys[0], x, lengths)["params"],
         "quantizer": {
             "in": nn.Dense(cfg.code_width).init(keys[1], jnp.zeros((1, cfg.width)))["params"],
             "out": nn.Dense(cfg.width).init(keys[2], jnp.zeros((1, cfg.code_width)))["params"],
@@ -122,11 +160,36 @@ def embed(params: dict, cfg: RepCodecConfig, codes: Array) -> Array:
 def quantize(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array) -> Quantized:
     """The nearest code of each semantic feature, and its embedding: features [B, T, D], lengths [B] -> Quantized.
 
-    Reference: indextts/utils/maskgct/models/codec/kmeans/repcodec_model.py, quantize.
+    With a stride there are as many as `code_lengths` says. Reference:
+    indextts/utils/maskgct/models/codec/kmeans/repcodec_model.py, and indextts/codec/models.py, quantize.
     """
-    x = apply(Encoder(cfg), params["encoder"], enter(features, lengths, params), lengths)
+    x = _encoded(params, cfg, features, lengths)
     codes = nearest(params, x)
     return Quantized(codes, embed(params, cfg, codes))
+
+
+def code_lengths(cfg: RepCodecConfig, lengths: Any) -> Any:
+    """How many codes so many frames become, of integers or arrays of them; the last code may be of fewer frames."""
+    return (lengths - 1) // (cfg.stride or 1) + 1
+
+
+def _encoded(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array) -> Array:
+    """The encoder's outputs, one for each code: [B, T, D], lengths [B] -> [B, C, D]."""
+    x = enter(features, lengths, params)
+    if cfg.stride is not None:
+        x, lengths = apply(Shrink(cfg), params["shrink"], x, lengths)
+    return apply(Encoder(cfg), params["encoder"], x, lengths)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def restore(params: dict, cfg: RepCodecConfig, codes: Array, lengths: Array) -> Array:
+    """The semantic features that codes stand for, of a codec with a stride: -> [B, C * stride, D].
+
+    codes [B, C] int32 or distributions, as in `embed`; lengths [B]. Reference: indextts/codec/models.py, decode.
+    """
+    x = enter(embed(params, cfg, codes), lengths, params)
+    x = apply(Decoder(cfg), params["decoder"], x, lengths)
+    return apply(Stretch(cfg), params["stretch"], x, lengths)
 
 
 class Trained(NamedTuple):
@@ -141,7 +204,7 @@ class Trained(NamedTuple):
 def quantize_straight(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array) -> Trained:
     """`quantize` with the straight-through gradient (arXiv:1711.00937): features [B, T, D], lengths [B] -> Trained."""
     quantizer = params["quantizer"]
-    x = apply(Encoder(cfg), params["encoder"], enter(features, lengths, params), lengths)
+    x = _encoded(params, cfg, features, lengths)
     codes, projected = nearest(params, x), _dense(quantizer["in"], x)
     chosen = quantizer["codebook"]["embedding"][codes]
     straight = projected + jax.lax.stop_gradient(chosen - projected)
@@ -149,7 +212,7 @@ def quantize_straight(params: dict, cfg: RepCodecConfig, features: Array, length
 
 
 def init_decoder(cfg: RepCodecConfig, key: Array) -> dict:
-    """Random float32 parameters of a decoder, which no released model has a use for."""
+    """Random float32 parameters of a decoder, for a codec without a stride: no released model has a use for it."""
     variables: Any = Decoder(cfg).init(key, jnp.zeros((1, 8, cfg.width)), jnp.array([8]))
     return variables["params"]
 

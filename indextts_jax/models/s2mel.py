@@ -45,7 +45,7 @@ class S2MelConfig:
     style: int = 192
     semantic: int = 1024
     latent: int = 1280  # width of the GPT
-    latent_layers: tuple[int, ...] = (256, 128, 1024)
+    latent_layers: tuple[int, ...] = (256, 128, 1024)  # empty: the GPT's latents are no part of the content
     regulator_channels: int = 512
     regulator_layers: int = 4
     content: int = 512
@@ -356,12 +356,13 @@ class Estimator(nn.Module):
 
 
 def init(cfg: S2MelConfig, key: Array) -> dict:
-    """Random float32 parameters: {"latent": ..., "regulator": ..., "estimator": ...}."""
+    """Random float32 parameters: {"latent": ..., "regulator": ..., "estimator": ...}; without layers no "latent"."""
     keys = jax.random.split(key, 3)
+    latent = Latent(cfg).init(keys[0], jnp.zeros((1, 1, cfg.latent))) if cfg.latent_layers else {}
     T, n = 8, jnp.array([8])
     mels, content = jnp.zeros((1, T, cfg.mels)), jnp.zeros((1, T, cfg.content))
     return {
-        "latent": Latent(cfg).init(keys[0], jnp.zeros((1, 1, cfg.latent)))["params"],
+        **({"latent": latent["params"]} if latent else {}),
         "regulator": Regulator(cfg).init(keys[1], jnp.zeros((1, T, cfg.semantic)), n, T, n)["params"],
         "estimator": Estimator(cfg).init(
             keys[2], mels, mels, content, jnp.zeros((1, cfg.style)), jnp.zeros(1), n
@@ -399,7 +400,8 @@ def content(
 ) -> Array:
     """What is to be spoken, at the rate of mels: embeddings [B, C, S] of the codes and the GPT's latents [B, C, D].
 
-    -> [B, frames, K], zero past target_lengths [B]. Reference: indextts/infer_v2.py, gpt_layer and length_regulator.
+    -> [B, frames, K], zero past target_lengths [B]. A model without latents stretches its codec's features instead:
+    `regulate`. Reference: indextts/infer_v2.py, gpt_layer and length_regulator.
     """
     semantic = apply(Latent(cfg), params["latent"], enter(latents, lengths, params))
     return regulate(params, cfg, enter(embeddings, lengths, params) + semantic, lengths, frames, target_lengths)
