@@ -22,7 +22,8 @@ from indextts_jax.convert import rest
 from indextts_jax.errors import Error
 from indextts_jax.train.recipes.tiny_voice import command
 
-COMPONENTS = ("w2vbert", "repcodec", "campplus", "bigvgan")  # which are whole by themselves
+# Whole by themselves, but for a GPT, which belongs to its codec and its conditioner: take them of one model.
+COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "gpt", "bigvgan")
 
 
 def assemble(
