@@ -77,7 +77,7 @@ def settings(cfg: Config) -> dict[str, Any]:
         "model_dim": gpt.width, "max_mel_tokens": gpt.code_positions - 3, "max_text_tokens": gpt.text_positions - 2,
         "heads": gpt.heads, "layers": gpt.layers, "number_text_tokens": gpt.text_vocabulary - 1,
         "number_mel_codes": gpt.code_vocabulary, "start_mel_token": gpt.start_code, "stop_mel_token": gpt.stop_code,
-        "condition_num_latent": cfg.conditioner.speaker.latents,
+        "condition_num_latent": cfg.conditioner.latents,
         "condition_module": module(cfg.conditioner.speaker), "emo_condition_module": module(cfg.conditioner.emotion),
     }  # fmt: skip
     made["semantic_codec"] = {
