@@ -12,7 +12,7 @@ demo: $(VENV)/.plot
 	$(BIN)/indextts-jax convert tests/fixtures/tiny demo-model
 	$(BIN)/indextts-jax speak --model demo-model --voice tests/fixtures/audio/voice_24k.wav --text "$(DEMO_TEXT)" \
 		--greedy --max-codes 100 --output demo.wav --plot demo.png --force --quiet
-	@echo "demo.wav and demo.png are there. The embedded model is tiny and its weights are RANDOM: what you hear is noise,"
+	@echo "demo.wav and demo.png are there. The model is tiny and its weights are RANDOM: what you hear is noise,"
 	@echo "as it is when the PyTorch reference speaks with these weights. With the official weights of IndexTTS-2:"
 	@echo "  $(BIN)/indextts-jax download checkpoints --convert model --accept-licence"
 	@echo "  $(BIN)/indextts-jax speak --model model --voice voice.wav --text \"Hello.\" --output hello.wav"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indextts_jax import checkpoint, interrupts, models
+from indextts_jax import byte_pairs, checkpoint, interrupts, models
 from indextts_jax import config as configuration
 from indextts_jax.config import Config, ConfigError, from_yaml, inside, read_json, read_yaml
 from indextts_jax.convert import qwen3, rest
@@ -107,7 +107,7 @@ def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Pa
     if cfg.gpt.languages is None:
         vocabulary, place = "bpe.model", inside(settings, "dataset.bpe_model")
     else:
-        vocabulary = place = checkpoint.VOCABULARY
+        vocabulary = place = byte_pairs.NAME
     found = {vocabulary: folder / place}
     if (folder / "glossary.yaml").is_file():
         found["glossary.yaml"] = folder / "glossary.yaml"
@@ -120,7 +120,7 @@ def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Pa
         if cfg.gpt.languages is None:
             pieces = TextFrontEnd.load(found[vocabulary], found.get("glossary.yaml")).processor.get_piece_size()
         else:
-            pieces = len(found[vocabulary].read_bytes().splitlines())
+            pieces = byte_pairs.Vocabulary.load(found[vocabulary]).size
     except Error:
         raise
     except (ValueError, OSError) as error:

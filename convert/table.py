@@ -160,6 +160,11 @@ def rms_norm(m: Module) -> Leaves:
     return {"scale": m["weight"]}
 
 
+def _all(given: Given) -> Leaves:
+    """All tensors of what a kind reads from."""
+    return {name: given[name] for name in (given.names() if isinstance(given, Module) else given)}
+
+
 def parameters(**names: str) -> Kind:
     """Bare tensors of a module: parameters(ours="theirs", ...)."""
     back = undone_by(lambda leaves: {theirs: leaves[ours] for ours, theirs in names.items()})
@@ -177,8 +182,7 @@ def beside(kind: Kind, axis: int = -1) -> Kind:
         return joined
 
     def split(ours: Given, count: int) -> list[Leaves]:
-        names = ours.names() if isinstance(ours, Module) else ours
-        pieces = {name: np.split(ours[name], count, axis) for name in names}
+        pieces = {name: np.split(value, count, axis) for name, value in _all(ours).items()}
         return [kind.undo({name: piece[i] for name, piece in pieces.items()}, 1)[0] for i in range(count)]
 
     return Invertible(joined, split)
@@ -195,8 +199,7 @@ def stacked(kind: Kind) -> Kind:
         return joined
 
     def split(ours: Given, count: int) -> list[Leaves]:
-        names = ours.names() if isinstance(ours, Module) else ours
-        values = {name: ours[name] for name in names}
+        values = _all(ours)
         return [kind.undo({name: value[i] for name, value in values.items()}, 1)[0] for i in range(count)]
 
     return Invertible(joined, split)

@@ -45,20 +45,14 @@ def tensors(folder: Path, component: str, converter: Any, cfg: Config) -> dict[s
     return dict(unfill(component, converter.table(own), jax.device_get(tree), models.shapes(component, own), component))
 
 
-def write_pth(path: Path, state: Mapping[str, Any]) -> None:
-    """A PyTorch file of dicts of arrays."""
+def write_pth(path: Path, state: Mapping[str, Any] | np.ndarray) -> None:
+    """A PyTorch file of an array, or of dicts of arrays."""
 
     def stored(value: Any) -> Any:
         return {n: stored(v) for n, v in value.items()} if isinstance(value, Mapping) else writer.add(value)
 
     with Writer(path) as writer:
         writer.finish(stored(state))
-
-
-def write_bare(path: Path, array: np.ndarray) -> None:
-    """A PyTorch file of one tensor."""
-    with Writer(path) as writer:
-        writer.finish(writer.add(array))  # type: ignore[arg-type]
 
 
 def settings(cfg: Config) -> dict[str, Any]:
@@ -220,7 +214,7 @@ def write(folder: Path, out: Path) -> None:
 
     known = tensors(folder, "prototypes", prototypes, cfg)
     for name, matrix in (("feat1.pt", "spk_matrix"), ("feat2.pt", "emo_matrix")):
-        write_bare(out / name, known[f"{matrix}.rows"])
+        write_pth(out / name, known[f"{matrix}.rows"])
 
 
 def main() -> None:

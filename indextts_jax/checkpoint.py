@@ -2,7 +2,7 @@
 
     model/
       model.json        format version and configuration
-      bpe.model         SentencePiece vocabulary; of a model of many languages, VOCABULARY is there instead
+      bpe.model         SentencePiece vocabulary; of a model of many languages, byte_pairs.NAME is there instead
       glossary.yaml     where the model has one
       w2vbert/ ...      one Orbax checkpoint per component, with the shapes of its arrays
       tokenizer.json    of qwen3/, where the model has that
@@ -37,7 +37,6 @@ from indextts_jax.text import TextFrontEnd
 log = logging.getLogger(__name__)
 
 FORMAT = 3
-VOCABULARY = "multilingual_zh_ja_yue_char_del.tiktoken"
 _DESCRIPTION = "model.json"
 _SHAPES = "shapes.json"
 _MOST_DESCRIPTION, _MOST_SHAPES = 1_000_000, 16_000_000  # bytes
@@ -230,9 +229,16 @@ def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
 
 
 def load_text(folder: str | Path) -> TextFrontEnd:
-    """The text front end of a converted model, without its weights. Raises NotFound and ValueError."""
+    """The text front end of a converted model, without its weights.
+
+    Raises NotFound, ValueError, and ModelError for a model of IndexTTS-2.5, which nothing here speaks with yet.
+    """
     folder = Path(folder)
-    read_description(folder)
+    cfg, _ = read_description(folder)
+    if cfg.gpt.languages is not None:
+        raise ModelError(
+            f"{folder}: is a model of IndexTTS-2.5, which cannot be spoken with yet; use one of IndexTTS-2"
+        )
     _check(folder, "bpe.model")
     glossary = folder / "glossary.yaml"
     return TextFrontEnd.load(folder / "bpe.model", glossary if glossary.is_file() else None)

@@ -19,6 +19,7 @@ from indextts_jax.text import (
     LANGUAGES,
     Analysis,
     Glossary,
+    check_budget,
     check_spoken,
     check_unicode,
     load_glossary,
@@ -70,8 +71,7 @@ class MultilingualFrontEnd:
         that is none of `languages.SPOKEN` or whose extra is missing.
         """
         check_unicode(text)
-        if budget < 1 or first < 0:
-            raise Error(f"budget must be at least 1 and first at least 0, not {budget} and {first}")
+        check_budget(budget, first)
         found = pauses.split(text, paragraph_ms)
         language = _language(" ".join(found.parts), language)
         rules = None

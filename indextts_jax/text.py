@@ -220,8 +220,7 @@ def split(pieces: list[str], budget: int = 120, first: int = 0) -> list[list[str
     apostrophe after a sentence end closes one segment (which may thereby exceed the budget by one) *and* opens the
     next, and a sentence of one or two pieces is not cut off. Raises Error for a budget below 1.
     """
-    if budget < 1 or first < 0:
-        raise Error(f"budget must be at least 1 and first at least 0, not {budget} and {first}")
+    check_budget(budget, first)
     parts: list[list[str]] = []
     current: list[str] = []
     cuts: list[str] = []  # the ends of the parts that had to be cut inside a sentence
@@ -326,6 +325,12 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise Error(f"{text[:80]!r} is not valid Unicode ({error}); read it with its own encoding") from error
+
+
+def check_budget(budget: int, first: int) -> None:
+    """Raise Error for a length of segments that is none."""
+    if budget < 1 or first < 0:
+        raise Error(f"budget must be at least 1 and first at least 0, not {budget} and {first}")
 
 
 def check_spoken(text: str, spoken: Iterable[bool]) -> None:

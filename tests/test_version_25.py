@@ -19,11 +19,12 @@ import pytest
 from debug import validate
 from debug.follow import Case, Golden
 from debug.golden import FIXTURES, TOLERANCE, absolute, read, relative
-from indextts_jax import checkpoint, convert, drawing, emotion
+from indextts_jax import byte_pairs, checkpoint, convert, drawing, emotion
 from indextts_jax.config import Config, from_dict, from_yaml, read_yaml, to_dict
 from indextts_jax.convert.tensors import CheckpointError, read_pth
 from indextts_jax.decoding import Sampling
-from indextts_jax.model import Model
+from indextts_jax.errors import Error
+from indextts_jax.model import Model, load
 from indextts_jax.models import conditioner, gpt, repcodec, s2mel
 from tests.small import CONDITIONER, GPT, REPCODEC, normal, parameters
 from tests.test_validate import names, scaled
@@ -115,7 +116,7 @@ def test_every_tensor_is_used_or_known_as_unused(folder, converted):
     theirs = read_pth(folder / "gpt.pth")["model"]["spk_emb_proj.weight"].read()
     kernel = convert.read("conditioner", folder)[0]["speaker"]["kernel"]
     np.testing.assert_array_equal(kernel, theirs.T)
-    assert (converted / checkpoint.VOCABULARY).read_bytes() == (folder / checkpoint.VOCABULARY).read_bytes()
+    assert (converted / byte_pairs.NAME).read_bytes() == (folder / byte_pairs.NAME).read_bytes()
     assert not (converted / "bpe.model").exists()
 
 
@@ -123,7 +124,7 @@ def test_every_tensor_is_used_or_known_as_unused(folder, converted):
     ("name", "message"),
     [
         ("codec.pth", r"codec\.pth: no such file"),
-        (checkpoint.VOCABULARY, r"\.tiktoken: no such file; it belongs to the model"),
+        (byte_pairs.NAME, r"\.tiktoken: no such file; it belongs to the model"),
     ],
 )
 def test_a_missing_file_is_named(folder, tmp_path, name, message):
@@ -133,6 +134,22 @@ def test_a_missing_file_is_named(folder, tmp_path, name, message):
     with pytest.raises((CheckpointError, convert.NotFound), match=message):
         convert.convert(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_vocabulary_is_refused(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, symlinks=True)
+    content = (other / byte_pairs.NAME).read_bytes()
+    (other / byte_pairs.NAME).unlink()
+    (other / byte_pairs.NAME).write_bytes(content[: len(content) // 2])
+    with pytest.raises(Error, match=r"\.tiktoken: not a readable tiktoken vocabulary"):
+        convert.convert(other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_speaking_with_it_is_refused(converted):
+    with pytest.raises(checkpoint.ModelError, match=r"is a model of IndexTTS-2\.5, which cannot be spoken with yet"):
+        load(converted)
 
 
 # ---- parity ---------------------------------------------------------------------------------------------------------

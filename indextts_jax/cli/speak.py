@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from indextts_jax import interrupts
 from indextts_jax.cli.defaults import forget
 from indextts_jax.cli.options import (
+    add_batch,
     add_common,
     add_device,
     add_emotion,
@@ -123,12 +124,7 @@ def add(commands: Any) -> None:
     add_sampling(sub)
     group = sub.add_argument_group("rendering and research")
     add_rendering(group)
-    group.add_argument(
-        "--batch",
-        type=number(int, 1, 1024),
-        metavar="N",
-        help="segments side by side (8, or what a GPU's memory holds)",
-    )
+    add_batch(group)
     group.add_argument("--save", type=Path, metavar="FILE", help="also write codes and mel of every segment (.npz)")
     group.add_argument(
         "--plot", type=Path, metavar="FILE", help="also draw the mel of every segment (.png; needs matplotlib)"
