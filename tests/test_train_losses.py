@@ -63,7 +63,7 @@ def gpt_case() -> Case:
     return Case(partial(losses.gpt, cfg=CONFIG, key=KEY), params, batch, short + 1, 150, 0.02)
 
 
-def flow_case() -> Case:
+def flow_case(content: float = 0.0) -> Case:
     codes = np.array([6, 4], np.int32)
     batch = losses.FlowBatch(integers(0, 0, 20, 6), codes, frames(1, 16, codes), frames(2, 8), LENGTHS, normal(3, 2, 6))
     draw = losses.FlowDraw(
@@ -71,10 +71,11 @@ def flow_case() -> Case:
     )
 
     def loss(params: Any, batch: Any) -> losses.Loss:
-        return losses.flow_given(params, CONFIG, batch[0], *batch[1])
+        return losses.flow_given(params, CONFIG, batch[0], *batch[1], content)
 
     # 2 codes are 3 frames of a prompt, 1 is 1
-    return Case(loss, networks("s2mel", "repcodec"), (batch, draw), np.array([8, 6]), 800, 0.1)
+    params = networks("s2mel", "repcodec") | {"mel_head": dense(5, CONFIG.s2mel.content, 8)}
+    return Case(loss, params, (batch, draw), np.array([8, 6]), 800, 0.1)
 
 
 def vocoder_batch() -> losses.VocoderBatch:
@@ -121,7 +122,8 @@ def speaker_case() -> Case:
 
 
 CASES = {
-    "gpt": gpt_case, "flow": flow_case, "vocoder": vocoder_case, "discriminator": discriminator_case,
+    "gpt": gpt_case, "flow": flow_case, "flow_content": partial(flow_case, 0.5), "vocoder": vocoder_case,
+    "discriminator": discriminator_case,
     "codec": codec_case, "encoder": encoder_case, "speaker": speaker_case,
 }  # fmt: skip
 
@@ -199,6 +201,15 @@ def test_draws_of_the_flow_are_as_said():
     assert set(np.asarray(draw.prompt_codes)) == {0, 1, 2, 3, 4}
     assert 0 <= draw.t.min() < 0.01
     assert 0.99 < draw.t.max() < 1
+
+
+def test_short_prompts_and_early_times_are_drawn_where_asked_for():
+    rows = 2000
+    batch = losses.FlowBatch(*[np.zeros(0)] * 3, np.zeros((rows, 1, 8)), np.zeros(0), np.zeros(0))
+    batch = batch._replace(code_lengths=np.full(rows, 10, np.int32))
+    draw = jax.jit(partial(losses.flow_draw, CONFIG, early=2.0, prompt=0.4))(batch, KEY)
+    assert set(np.asarray(draw.prompt_codes)) == {0, 1, 2, 3}
+    assert abs(np.mean(draw.t < 0.25) - 0.5) <= 0.03
 
 
 def test_a_codebook_follows_the_outputs_that_have_its_codes():

@@ -141,31 +141,47 @@ class FlowDraw(NamedTuple):
     dropped: Array  # [B] bool: whether the row is without its conditions
 
 
-def flow_draw(cfg: Config, batch: FlowBatch, key: Array) -> FlowDraw:
-    """A time, noise, a prompt (none in a tenth of the rows), and whether the conditions are dropped (in a tenth)."""
+def flow_draw(cfg: Config, batch: FlowBatch, key: Array, early: float = 1.0, prompt: float = 1.0) -> FlowDraw:
+    """A time, noise, a prompt (none in a tenth of the rows), and whether the conditions are dropped (in a tenth).
+
+    early: the power of a uniform number that the time is; prompt: the largest part of a row that is its prompt's.
+    """
     B, F, M = batch.mel.shape
     keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(5)))(_each(key, B))
     t, share, none, drop = (jax.vmap(jax.random.uniform)(keys[:, i]) for i in (_TIME, _PROMPT, _NONE, _DROP))
-    prompt = jnp.floor(share * batch.code_lengths.astype(jnp.float32)).astype(jnp.int32)
-    prompt = jnp.minimum(prompt, batch.code_lengths - 1)
-    return FlowDraw(t, s2mel.noise(keys[:, _NOISE], F, M), jnp.where(none < WITHOUT_PROMPT, 0, prompt), drop < DROPPED)
+    codes = jnp.floor(prompt * share * batch.code_lengths.astype(jnp.float32)).astype(jnp.int32)
+    codes = jnp.where(none < WITHOUT_PROMPT, 0, jnp.minimum(codes, batch.code_lengths - 1))
+    return FlowDraw(t**early, s2mel.noise(keys[:, _NOISE], F, M), codes, drop < DROPPED)
 
 
-def flow(params: Params, cfg: Config, batch: FlowBatch, key: Array) -> Loss:
+def flow(
+    params: Params, cfg: Config, batch: FlowBatch, key: Array, content: float = 0.0, early: float = 1.0,
+    prompt: float = 1.0,
+) -> Loss:  # fmt: skip
     """Conditional flow matching (arXiv:2210.02747) as seed-vc trains this network (arXiv:2411.09943): `flow_given`
-    of what is drawn from the key."""
-    return flow_given(params, cfg, batch, *flow_draw(cfg, batch, key))
+    of what is drawn from the key. early, prompt: `flow_draw`.
+
+    From random weights, content that tells nothing yet teaches the network to do without it. Three options help: times
+    near 0, at which nothing else tells what is spoken; short prompts, whose frames have no loss; and `content`.
+    """
+    return flow_given(params, cfg, batch, *flow_draw(cfg, batch, key, early, prompt), content)
 
 
 def flow_given(
-    params: Params, cfg: Config, batch: FlowBatch, t: Array, noise: Array, prompt_codes: Array, dropped: Array
-) -> Loss:
+    params: Params, cfg: Config, batch: FlowBatch, t: Array, noise: Array, prompt_codes: Array, dropped: Array,
+    content: float = 0.0,
+) -> Loss:  # fmt: skip
     """The mean of |velocity - (mel - (1 - σ) noise)| over the mels of all frames after the prompts; draws: `FlowDraw`.
 
     params: "s2mel" and "repcodec". A row is split at a whole code, and its two parts are regulated apart, as when it is
     spoken: the regulator normalises over a whole row, and a prompt has the codec's embeddings alone, without latents.
     The prompt's frames are those of its codes, the target's are the rest. Dropped are prompt, content and style
-    together, before their projections, as guidance drops them. No parts.
+    together, before their projections, as guidance drops them.
+
+    content: how much the mean of |"mel_head" of the content - mel| over the same frames counts beside it, as in
+    arXiv:2105.06337; "mel_head" {"kernel" [K, M], "bias"} is one more of `params` then. Parts, with it: velocity_loss,
+    content_loss.
+
     Reference: indextts/s2mel/modules/flow_matching.py, forward, which takes the mean of the rows' means, and drops
     the conditions of all rows at once, after the projection of the content.
     """
@@ -178,7 +194,7 @@ def flow_given(
     prompt_content = s2mel.regulate(own, net, embeddings, codes, F, prompts)
     rest, latents = (s2mel.window(a, codes, C) for a in (embeddings, zero_padding(batch.latents, batch.code_lengths)))
     target_content = s2mel.content(own, net, rest, latents, target_codes, F, targets)
-    content = s2mel.join(prompt_content, prompts, target_content, F)
+    told = s2mel.join(prompt_content, prompts, target_content, F)
 
     t, mel = t[:, None, None], zero_padding(batch.mel, batch.lengths).astype(jnp.float32)
     velocity = mel - (1 - SIGMA) * noise
@@ -187,12 +203,16 @@ def flow_given(
     y = jnp.where(spoken[:, :, None], (1 - (1 - SIGMA) * t) * noise + t * mel, 0.0)
     prompt = jnp.where(heard[:, :, None], mel, 0.0)
     style = batch.style.astype(jnp.float32)
-    prompt, content, style = (
+    prompt, given, style = (
         jnp.where(dropped.reshape(-1, *(1,) * (a.ndim - 1)), jnp.zeros((), a.dtype), a).astype(dtype_of(own))
-        for a in (prompt, content, style)
+        for a in (prompt, told, style)
     )
-    found = s2mel.estimate(own, net, y.astype(dtype_of(own)), prompt, content, style, t[:, 0, 0], batch.lengths)
-    return _mean(jnp.abs(found.astype(jnp.float32) - velocity).mean(axis=-1), spoken), {}
+    found = s2mel.estimate(own, net, y.astype(dtype_of(own)), prompt, given, style, t[:, 0, 0], batch.lengths)
+    loss = _mean(jnp.abs(found.astype(jnp.float32) - velocity).mean(axis=-1), spoken)
+    if not content:
+        return loss, {}
+    plain = _mean(jnp.abs(_dense(params["mel_head"], told) - mel).mean(axis=-1), spoken)
+    return loss + content * plain, {"velocity_loss": loss, "content_loss": plain}
 
 
 # ---- vocoder --------------------------------------------------------------------------------------------------------

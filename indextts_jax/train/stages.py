@@ -148,12 +148,15 @@ def latents(params: Params, cfg: Config, given: losses.GPTBatch) -> Array:
     return gpt.latents(params["gpt"], cfg.gpt, prefix, given.codes)
 
 
-def flow_loss(params: Params, cfg: Config, rows: FlowRows, key: Array) -> tuple[Array, dict[str, Array]]:
+def flow_loss(
+    params: Params, cfg: Config, rows: FlowRows, key: Array, content: float = 0.0, early: float = 1.0,
+    prompt: float = 1.0,
+) -> tuple[Array, dict[str, Array]]:  # fmt: skip
     """`losses.flow` on the latents that the GPT makes of the codes, through which no gradient goes."""
     given = rows.given
     made = jax.lax.stop_gradient(latents(params, cfg, given))
     batch = losses.FlowBatch(given.codes, given.code_lengths, made, rows.mel, rows.lengths, rows.style)
-    return losses.flow(params, cfg, batch, key)
+    return losses.flow(params, cfg, batch, key, content, early, prompt)
 
 
 def encoder_loss(
@@ -203,6 +206,10 @@ def _drawn(key: Array, inputs: int, outputs: int) -> Any:
     return {"kernel": jax.random.normal(key, (inputs, outputs)) * inputs**-0.5, "bias": jnp.zeros(outputs)}
 
 
+def flow_heads(cfg: Config, corpus: Corpus, model: Path, key: Array, content: float = 0.0, **options: Any) -> Params:
+    return {"mel_head": _drawn(key, cfg.s2mel.content, cfg.s2mel.mels)} if content else {}
+
+
 def vocoder_heads(cfg: Config, corpus: Corpus, model: Path, key: Array, discriminators: bool = False) -> Params:
     return {"discriminators": networks.init(losses.DISCRIMINATORS, key)} if discriminators else {}
 
@@ -238,7 +245,7 @@ def keep_heads(folder: Path, model: Path, heads: Params) -> None:
 
 RECIPES = {
     "gpt": Recipe(("gpt", "conditioner"), ("gpt/.*", "conditioner/.*"), gpt_rows, losses.gpt, text_head),
-    "flow": Recipe(("s2mel", "repcodec", "gpt", "conditioner"), ("s2mel/.*",), flow_rows, flow_loss),
+    "flow": Recipe(("s2mel", "repcodec", "gpt", "conditioner"), ("s2mel/.*",), flow_rows, flow_loss, flow_heads),
     "vocoder": Recipe(("bigvgan",), ("bigvgan/.*",), vocoder_rows, vocoder_loss, vocoder_heads),
     "codec": Recipe(("repcodec",), ("repcodec/.*",), codec_rows, codec_loss, codec_heads),
     # Its statistics are those of its features, which are measured.
