@@ -22,9 +22,9 @@ from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.lora import Lora
 from indextts_jax.models import COMPONENTS, Params, default_dtype
+from indextts_jax.multilingual import FrontEnd
 from indextts_jax.pipeline import Audio
 from indextts_jax.request import Chunk, Options, Streaming
-from indextts_jax.text import TextFrontEnd
 from indextts_jax.voice import Voice
 
 Source = str | PathLike[str]
@@ -37,7 +37,7 @@ class Model:
 
     params: Params  # component -> parameter tree
     cfg: Config
-    text: TextFrontEnd
+    text: FrontEnd
 
     def adapt(self, adapters: Lora) -> "Model":
         """This model with adapters (`lora.load`) added to its weights. Raises `Error` for those of another model."""
