@@ -20,7 +20,7 @@ from indextts_jax.models import bigvgan, campplus, conditioner, gpt, qwen3, repc
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.layers import Dense, LayerNorm, apply
 from indextts_jax.request import Given, Options
-from indextts_jax.text import split
+from indextts_jax.text import TextFrontEnd, split
 from indextts_jax.voice import feel, hear, listen
 
 # ---- layouts: theirs -> ours ----------------------------------------------------------------------------------------
@@ -82,6 +82,7 @@ def text(case: Case) -> Iterator[Comparison]:
     """What the text becomes, letter by letter."""
     front = case.model.text
     for i, known in enumerate(case.golden.get("text_cases", [])):
+        assert isinstance(front, TextFrontEnd)  # they are its own
         ours, expected = front.normalize(known["text"]), known["tiny"]
         try:
             pieces = front.analyse(known["text"]).pieces

@@ -8,20 +8,29 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
+import soundfile
+from flax.traverse_util import flatten_dict
 
 from debug.golden import FIXTURES, TOLERANCE, absolute, read, relative
-from indextts_jax import audio, byte_pairs, checkpoint, convert, pipeline, scheduling
+from indextts_jax import audio, byte_pairs, checkpoint, cli, convert, pipeline, scheduling, stages, warmup
+from indextts_jax.bench import chain as bench
+from indextts_jax.convert.export import export
+from indextts_jax.convert.tensors import read_pth
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
 from indextts_jax.model import Model, load
-from indextts_jax.render import render, spoken_frames, text_batch
-from indextts_jax.request import Chunk, Given, Options, Streaming
+from indextts_jax.render import gather, render, spoken_frames, target_frames, text_batch
+from indextts_jax.request import Given, Options, Streaming
 from indextts_jax.text import Analysis
+from indextts_jax.train import prepare
 from indextts_jax.voice import Voice, listen, load_voice, save_voice
+from indextts_jax.warmup import Uses
 from tests import small
 from tests.test_version_25 import assembled
 
@@ -63,6 +72,13 @@ def ids_of(arrays, segments: int, language: str) -> Analysis:
     return Analysis("", [], [], [[]] * segments, ids, [], language=language)
 
 
+def run(model: Model, request, **settings) -> list:
+    """What comes of a request by itself: chunks, if it is streamed, and its result."""
+    found = list(scheduling.run(model.params, model.cfg, [request], 1, **settings))
+    assert getattr(found[-1], "error", None) is None
+    return found
+
+
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 
@@ -83,7 +99,7 @@ def test_a_sentence_equals_reference(official, voice):
 
 
 def test_segments_beams_an_emotion_and_a_duration_equal_reference(model, voice):
-    """Two segments in Chinese, three beams, an emotion vector, ids of start and stop inside a text, 1.3 times as long."""
+    """Chinese, three beams, an emotion vector, ids of start and stop inside a text, 1.3 times as long."""
     arrays = read(FIXTURES / "golden" / "v25_segments.npz")
     meta = json.loads(str(arrays["meta"]))
     options = Options(Sampling(beams=3, sample=False), max_codes=12, fade_ms=0, steps=1, speed=1 / meta["duration"])
@@ -103,7 +119,7 @@ def test_segments_beams_an_emotion_and_a_duration_equal_reference(model, voice):
 def test_side_by_side_as_alone(model, voice):
     """Texts of several languages in one batch: each as it is by itself, a code of 25 a second as two frames."""
     texts = [TEXT, "今天天气很好。", "مرحبا بكم.", "Hello, this is a small test, and another one."]
-    together = model.speak(texts, voice, options=QUICK)
+    together = model.speak(texts, voice, options=QUICK, language=["en", None, "ar", None])
     for text, speech in list(zip(texts, together, strict=True))[1:3]:
         alone = model.speak(text, voice, options=QUICK)
         [segment], [other] = speech.segments, alone.segments
@@ -121,10 +137,7 @@ def test_the_pure_function_is_the_pipeline(model, voice):
     codes = np.random.default_rng(0).integers(0, 128, 16)
     noise = small.normal(0, len(voice.mel) + spoken_frames(32), model.cfg.s2mel.mels)
     request = replace(request, given=Given(codes=codes, noise=noise))
-    [result] = scheduling.run(model.params, model.cfg, [request], 1, mels=True)
-    assert result.error is None
-    from indextts_jax.render import gather, target_frames
-
+    [result] = run(model, request, mels=True)
     drawn = np.zeros((1, target_frames(32), model.cfg.s2mel.mels), np.float32)
     drawn[0, : spoken_frames(32)] = noise[len(voice.mel) :]
     found = render(
@@ -161,23 +174,18 @@ def test_a_missing_vocabulary_is_named(official_25, tmp_path):
 
 
 def test_chunks_are_the_segment(model, voice):
-    """As long to the sample, its codes, and near its samples: what a chunk gives, the codec restored with all it hears."""
+    """As long to the sample, its codes, and near its samples, of codes that are restored with all that they hear."""
     short = voice._replace(mel=voice.mel[:60], content=voice.content[:60])
-    [request] = pipeline.requests(model.params, model.cfg, model.text.analyse(TEXT), short, 7, QUICK)
+    text = model.text.analyse(TEXT)
+    [request] = pipeline.requests(model.params, model.cfg, text, short, 7, QUICK)
     request = replace(request, given=Given(codes=np.random.default_rng(7).integers(0, 128, 100)))
-    [whole] = scheduling.run(model.params, model.cfg, [request], 1)
-    assert whole.error is None
-    streamed = replace(request, streaming=Streaming(first_codes=30, hop=40, context=60))
-    *pieces, result = scheduling.run(model.params, model.cfg, [streamed], 1)
-    assert result.error is None, result.error
-    assert all(isinstance(piece, Chunk) for piece in pieces)
+    [whole] = run(model, request)
+    *pieces, result = run(model, replace(request, streaming=Streaming(first_codes=30, hop=40, context=60)))
     assert [len(piece.codes) for piece in pieces] == [30, 30, 40]
     assert len(result.samples) == len(whole.samples) == spoken_frames(200) * model.cfg.bigvgan.hop
     np.testing.assert_array_equal(np.concatenate([piece.samples for piece in pieces]), result.samples)
-    other = replace(
-        request, keys=pipeline.requests(model.params, model.cfg, model.text.analyse(TEXT), short, 8, QUICK)[0].keys
-    )
-    [other] = scheduling.run(model.params, model.cfg, [other], 1)
+    [keys] = [one.keys for one in pipeline.requests(model.params, model.cfg, text, short, 8, QUICK)]
+    [other] = run(model, replace(request, keys=keys))
     near, far = (np.abs(one.samples - whole.samples).mean() for one in (result, other))
     assert near < 0.4 * far
     # What is given of a chunk is restored of codes that are all known: its end is held back.
@@ -189,3 +197,115 @@ def test_a_stream_of_text(model, voice):
     chunks = list(model.stream(TEXT, voice, options=replace(QUICK, max_codes=40), chunks=Streaming(30, 40, 60)))
     whole = model.speak(TEXT, voice, options=replace(QUICK, max_codes=40))
     assert sum(len(chunk.samples) for chunk in chunks) == len(whole.samples)
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick_25(official_25: Path, model: Model) -> Path:
+    """The folder with a small vocoder, which compiles in a tenth of the time."""
+    out = official_25.parent / "quick"
+    shutil.copytree(official_25, out)
+    shutil.rmtree(out / "bigvgan")
+    checkpoint.save(out, "bigvgan", model.cfg.bigvgan, model.params["bigvgan"])
+    checkpoint.save_description(out, model.cfg, "tiny25")
+    return out
+
+
+def test_a_text_and_its_language(official_25, capsys):
+    assert cli.main(["text", "你好。", "--model", str(official_25)]) == 0
+    assert "language    zh\n" in capsys.readouterr().out
+    assert cli.main(["text", "Hola.", "--language", "ar", "--model", str(official_25), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["language"] == "ar"
+    assert shown["pieces"][0] == "<|ar|>"
+
+
+def test_a_language_that_2_0_has_not(converted, capsys):
+    assert cli.main(["text", "Hola.", "--language", "es", "--model", str(converted)]) == 1
+    error = capsys.readouterr().err
+    assert "language must be 'zh' or 'en', or None to let the text decide, not 'es': this model has no other" in error
+
+
+def test_what_it_is_made_of(official_25, capsys):
+    assert cli.main(["info", str(official_25)]) == 0
+    assert "languages    zh, en, es, ja, ar\n" in capsys.readouterr().out
+
+
+def test_training_is_refused(official_25, model, tmp_path):
+    with pytest.raises(Error, match=r"training is not for models of IndexTTS-2\.5 yet"):
+        prepare.prepare(tmp_path / "manifest.jsonl", model, official_25, tmp_path / "out")
+
+
+def test_exported_it_is_what_it_came_from(official_25, tmp_path):
+    """Its own files but for codec.pth, which nothing changes: tensor by tensor."""
+    export(official_25, tmp_path / "out")
+    for name, part in (("gpt.pth", "model"), ("s2mel.pth", "net")):
+        theirs, ours = (read_pth(folder / name) for folder in (FIXTURES / "tiny25", tmp_path / "out"))
+        theirs, ours = (flatten_dict(found.get(part, found)) for found in (theirs, ours))
+        assert theirs.keys() == ours.keys()
+        for key in theirs:
+            np.testing.assert_array_equal(ours[key].read(), theirs[key].read())
+
+
+def test_what_is_warmed_up_is_what_runs(model, voice):
+    """The stages that a model has, and the shapes that they are given."""
+    uses = Uses(texts=(8,), codes=(24,), seconds=(4.56,))
+    listed = warmup.programs(model.cfg, QUICK, uses, "float32")
+    assert {program.stage for program in listed} == set(stages.of(model.cfg)) - {"more cache"}
+    found = {(program.stage, _shapes(program.arguments, program.keywords)) for program in listed}
+    called: set[Any] = set()
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, keywords))):
+                called.add((name, _shapes(arguments, keywords)))
+            return function(*arguments, **keywords)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stage in stages.of(model.cfg).items():
+            patch.setattr(stage.module, stage.attribute, watched(name, stage.function))
+        listen(model.params, model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+        pipeline.speak(model.params, model.cfg, [ids_of(TEXT_IDS, 1, "en")], [voice], [0], QUICK)
+    assert {name for name, _ in called} == {program.stage for program in listed}
+    assert called <= found
+
+
+TEXT_IDS = {"seg0.text_tokens": np.array([[5, 6, 7, 8, 9, 10, 11, 12, 1]])}
+
+
+def _shapes(arguments: Any, keywords: Any) -> str:
+    """Of arrays; what is static as it is."""
+
+    def shape(leaf: Any) -> Any:
+        return (tuple(leaf.shape), str(leaf.dtype)) if hasattr(leaf, "shape") else leaf
+
+    return repr(jax.tree.map(shape, (arguments, dict(sorted(keywords.items())))))
+
+
+@pytest.mark.slow
+def test_commands_speak_with_it(quick_25, tmp_path, capsys):
+    """`speak`, whole and in chunks, and `batch` with rows of two languages."""
+    own = ["--model", str(quick_25), "--voice", str(FIXTURES / "audio" / "voice_24k.wav"), "--steps", "1"]
+    own += ["--beams", "1", "--max-codes", "30", "--quiet"]
+    one = ["speak", *own, "--text", TEXT, "--language", "en"]
+    assert cli.main([*one, "--output", str(tmp_path / "whole.wav")]) == 0
+    assert cli.main([*one, "--stream", "--first-codes", "25", "--output", str(tmp_path / "chunks.wav")]) == 0
+    whole, chunks = (soundfile.info(tmp_path / name).frames for name in ("whole.wav", "chunks.wav"))
+    assert whole == chunks > 0
+    manifest = tmp_path / "texts.jsonl"
+    rows = {"id": "a", "text": "Hello."}, {"id": "b", "text": "Hello.", "language": "zh"}
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["batch", str(manifest), *own, "--output-dir", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    first, second = (soundfile.read(tmp_path / "out" / f"{name}.wav")[0] for name in "ab")
+    assert first.shape != second.shape or (first != second).any()
+
+
+@pytest.mark.slow
+def test_it_is_timed(model):
+    chain, timed = bench.run(model.params, model.cfg, bench.Setting(codes=20, pieces=8, flow_steps=1, beams=1), 1)
+    assert {stage.name for stage in timed} == set(stages.of(model.cfg)) - {"more cache"}
+    assert chain.audio_s == pytest.approx(spoken_frames(40) * 256 / 22050)
