@@ -97,7 +97,8 @@ class Model:
 
         voice, seed, emotion and language: one for all texts, or a list with one for each. A text with the same voice,
         seed, emotion and options becomes the same audio but for rounding, whatever is spoken beside it. emotion: None
-        is the voice's own; a string holds weights, "happy=0.6,calm=0.2". language: None lets the text decide. Raises `Error` for what cannot be spoken.
+        is the voice's own; a string holds weights, "happy=0.6,calm=0.2". language: None lets the text decide. Raises
+        `Error` for what cannot be spoken.
         """
         texts = [text] if isinstance(text, str) else list(text)
 
