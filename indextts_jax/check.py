@@ -117,12 +117,13 @@ def files_of(model: Path) -> Iterator[Finding]:
 
 
 def _unconverted(model: Path) -> Iterator[Finding]:
-    problems = {}
-    try:
+    listed = True  # of IndexTTS-2.5, `convert` knows what is missing
+    with contextlib.suppress(Error):
         listed = config.from_yaml(config.read_yaml(model / "config.yaml")).gpt.languages is None
-        problems = download.problems(model) if listed else {}  # of IndexTTS-2.5, `convert` knows what is missing
+    try:
+        problems = download.problems(model) if listed else {}
     except Error as error:
-        problems, listed = {"files": str(error)}, True
+        problems = {"files": str(error)}
     recorded = (model / download.RECORD).exists()
     for place, what in problems.items():
         yield Finding(place, what.partition(";")[0], f"{model / place}: {what}")
