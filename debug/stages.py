@@ -639,7 +639,9 @@ def chain(case: Case) -> Iterator[Comparison]:
     yield from compare("ref_mel", voice.mel[None], "front end rounding", swapped)
     yield from compare("campplus.out", voice.style[None], "style of a recording")
     yield from compare("prompt_condition", voice.content[None], "component")
-    yield from compare("seg0.gpt.speech_conditioning_latent", voice.latents[None], "component")
+    projected = cfg.conditioner.speaker is None  # and as near as the style is that they are made of
+    allowed = "style of a recording" if projected else "component"
+    yield from compare("seg0.gpt.speech_conditioning_latent", voice.latents[None], allowed)
 
     felt = _weighed(case)
     if meta.get("emo_audio"):

@@ -14,21 +14,21 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from flax.traverse_util import flatten_dict
+from jax.core import Tracer
 
 from debug import validate
 from debug.follow import Case, Golden
 from debug.golden import FIXTURES, TOLERANCE, absolute, read, relative
-from indextts_jax import audio, byte_pairs, checkpoint, cli, convert, pipeline, scheduling, stages, warmup
+from indextts_jax import audio, byte_pairs, check, checkpoint, cli, convert, pipeline, scheduling, stages, warmup
 from indextts_jax.bench import chain as bench
 from indextts_jax.convert.export import export
-from indextts_jax.convert.tensors import read_pth
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
 from indextts_jax.model import Model, load
 from indextts_jax.render import gather, render, spoken_frames, target_frames, text_batch
 from indextts_jax.request import Given, Options, Streaming
+from indextts_jax.serve.body import Defaults, Text
 from indextts_jax.text import Analysis
 from indextts_jax.train import prepare
 from indextts_jax.voice import Voice, listen, load_voice, save_voice
@@ -52,20 +52,20 @@ def official_25(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def official(official_25: Path) -> Model:
+def official_model(official_25: Path) -> Model:
     return load(official_25)
 
 
 @pytest.fixture(scope="module")
-def model(official: Model) -> Model:
+def model(official_model: Model) -> Model:
     """The one with a small vocoder."""
-    params, cfg = small.with_small_vocoder(official.params, official.cfg)
-    return replace(official, params=params, cfg=cfg)
+    params, cfg = small.with_small_vocoder(official_model.params, official_model.cfg)
+    return replace(official_model, params=params, cfg=cfg)
 
 
 @pytest.fixture(scope="module")
-def voice(official: Model) -> Voice:
-    return listen(official.params, official.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
+def voice(official_model: Model) -> Voice:
+    return listen(official_model.params, official_model.cfg, audio.load_speaker(FIXTURES / "audio" / "voice_24k.wav"))
 
 
 def ids_of(arrays, segments: int, language: str) -> Analysis:
@@ -84,14 +84,14 @@ def run(model: Model, request, **settings) -> list:
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 
-def test_a_sentence_equals_reference(official, voice):
+def test_a_sentence_equals_reference(official_model, voice):
     """From the recording to samples, codes drawn greedily."""
     arrays = read(FIXTURES / "golden" / "v25_greedy.npz")
-    assert voice.latents.shape == (1, official.cfg.gpt.width)
+    assert voice.latents.shape == (1, official_model.cfg.gpt.width)
     assert relative(voice.content, arrays["prompt_condition"][0]) <= TOLERANCE["component"]
     noise = Given(noise=arrays["seg0.cfm.noise"][0].T)
     [speech] = pipeline.speak(
-        official.params, official.cfg, [ids_of(arrays, 1, "en")], [voice], [0], GREEDY, given=[[noise]]
+        official_model.params, official_model.cfg, [ids_of(arrays, 1, "en")], [voice], [0], GREEDY, given=[[noise]]
     )
     [segment] = speech.segments
     assert segment.codes.tolist() == arrays["seg0.gpt.codes"][0].tolist()
@@ -115,10 +115,10 @@ def test_segments_beams_an_emotion_and_a_duration_equal_reference(model, voice):
     assert [segment.codes.tolist() for segment in other.segments] != [s.codes.tolist() for s in speech.segments]
 
 
-def test_the_validator_runs_the_chain(official):
+def test_the_validator_runs_the_chain(official_model):
     """From a recording and ids to the mel, as it does for IndexTTS-2."""
     arrays = read(FIXTURES / "golden" / "v25_greedy.npz")
-    case = Case(official, Golden(arrays), speaker=FIXTURES / "audio" / "voice_24k.wav")
+    case = Case(official_model, Golden(arrays), speaker=FIXTURES / "audio" / "voice_24k.wav")
     found = list(validate.validate(case, ["end-to-end"]))
     assert [verdict.key for verdict in found if not verdict.held] == []
     assert {"codec.codes", "prompt_condition", "seg0.gpt.codes", "seg0.bigvgan.in"} <= {one.key for one in found}
@@ -168,6 +168,8 @@ def test_what_this_model_has_not_is_refused(model, voice, tmp_path):
         pipeline.speak(model.params, model.cfg, [text._replace(language=None)], [voice], [0], QUICK)
     with pytest.raises(Error, match="language must be one of zh, en, es, ja, ar"):
         model.text.analyse(TEXT, language="fr")
+    with pytest.raises(Error, match="2 texts and 1 languages: not parallel"):
+        model.speak([TEXT, TEXT], voice, options=QUICK, language=["en"])
     save_voice(tmp_path / "voice.safetensors", voice._replace(latents=np.zeros((32, model.cfg.gpt.width), np.float32)))
     with pytest.raises(Error, match=r"made with another model \(latents of shape \(32, 48\), not \(1, 48\)\)"):
         load_voice(tmp_path / "voice.safetensors", model.cfg)
@@ -244,20 +246,32 @@ def test_what_it_is_made_of(official_25, capsys):
     assert "languages    zh, en, es, ja, ar\n" in capsys.readouterr().out
 
 
+def test_a_folder_that_is_not_converted_lacks_nothing_of_2_0(tmp_path):
+    [finding] = check.files_of(assembled(tmp_path / "tiny25"))
+    assert (finding.what, finding.state) == ("model", "wrong")
+    assert "not converted yet" in finding.message
+
+
+def test_a_request_to_the_server_may_name_any_language():
+    assert Text(input="Hola.", language="es").reading(Defaults(), False)["language"] == "es"
+
+
 def test_training_is_refused(official_25, model, tmp_path):
     with pytest.raises(Error, match=r"training is not for models of IndexTTS-2\.5 yet"):
         prepare.prepare(tmp_path / "manifest.jsonl", model, official_25, tmp_path / "out")
 
 
 def test_exported_it_is_what_it_came_from(official_25, tmp_path):
-    """Its own files but for codec.pth, which nothing changes: tensor by tensor."""
-    export(official_25, tmp_path / "out")
-    for name, part in (("gpt.pth", "model"), ("s2mel.pth", "net")):
-        theirs, ours = (read_pth(folder / name) for folder in (FIXTURES / "tiny25", tmp_path / "out"))
-        theirs, ours = (flatten_dict(found.get(part, found)) for found in (theirs, ours))
-        assert theirs.keys() == ours.keys()
-        for key in theirs:
-            np.testing.assert_array_equal(ours[key].read(), theirs[key].read())
+    """Its own files but for codec.pth, which nothing changes: converted again, the same parameters to the bit."""
+    place = assembled(tmp_path / "tiny25")
+    (place / "gpt.pth").unlink()
+    (place / "s2mel.pth").unlink()
+    export(official_25, place)
+    for component in ("conditioner", "gpt", "s2mel"):
+        theirs, ours = (
+            convert.read(component, folder, strict=True)[0] for folder in (official_25.parent / "tiny25", place)
+        )
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_what_is_warmed_up_is_what_runs(model, voice):
@@ -270,7 +284,7 @@ def test_what_is_warmed_up_is_what_runs(model, voice):
 
     def watched(name: str, function: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, keywords))):
+            if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arguments, keywords))):
                 called.add((name, _shapes(arguments, keywords)))
             return function(*arguments, **keywords)
 
@@ -292,7 +306,8 @@ def _shapes(arguments: Any, keywords: Any) -> str:
     """Of arrays; what is static as it is."""
 
     def shape(leaf: Any) -> Any:
-        return (tuple(leaf.shape), str(leaf.dtype)) if hasattr(leaf, "shape") else leaf
+        array = isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct)
+        return (tuple(leaf.shape), str(leaf.dtype)) if array else leaf
 
     return repr(jax.tree.map(shape, (arguments, dict(sorted(keywords.items())))))
 
