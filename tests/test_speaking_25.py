@@ -332,6 +332,21 @@ def test_commands_speak_with_it(quick_25, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_server_speaks_with_it(model, voice, tmp_path):
+    from tests.test_serve import Running
+
+    save_voice(tmp_path / "anna.safetensors", voice._replace(mel=voice.mel[:60], content=voice.content[:60]))
+    running = Running(model, tmp_path)
+    try:
+        spoken = [running.post(TEXT, response_format="wav", language=language) for language in ("en", "ar")]
+        assert [answer.status_code for answer in spoken] == [200, 200]
+        assert spoken[0].content != spoken[1].content
+        assert running.post(TEXT, language="fr").status_code == 400
+    finally:
+        running.close()
+
+
+@pytest.mark.slow
 def test_it_is_timed(model):
     chain, timed = bench.run(model.params, model.cfg, bench.Setting(codes=20, pieces=8, flow_steps=1, beams=1), 1)
     assert {stage.name for stage in timed} == set(stages.of(model.cfg)) - {"more cache"}
