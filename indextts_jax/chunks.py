@@ -26,7 +26,7 @@ from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.groups import Groups, Spoken, spoilt
 from indextts_jax.models import Params, bigvgan, gpt, s2mel
-from indextts_jax.render import TARGETS, gather, spoken_frames, text_batch, to_chunk
+from indextts_jax.render import TARGETS, gather, padded_codes, spoken_frames, text_batch, to_chunk
 from indextts_jax.request import Chunk
 
 FADE = 8  # mel frames over which a chunk fades into the next
@@ -87,10 +87,6 @@ class Stream:
     def _frames(self, codes: int) -> int:
         return spoken_frames(codes * self._cfg.repcodec.frames, self._row.request.options.speed)
 
-    def _padded(self, codes: int) -> int:
-        """To how many codes all that are known are padded."""
-        return -(-bucket(codes * self._cfg.repcodec.frames, CODES) // self._cfg.repcodec.frames)
-
     def _lengths(self) -> tuple[int, ...]:
         """To how many frames the target of the first chunk is padded, and to the lowest of which those of others."""
         first, hop = self._streaming.first_codes, self._streaming.hop
@@ -147,7 +143,7 @@ class Stream:
             self._prefix = gpt.prefix(params, gpt_cfg, voice.latents, voice.emotion, *texts)
             self._caches = gpt.prefill(params, gpt_cfg, self._prefix)[1]
             self._latents = jnp.zeros((1, CODES[0], gpt_cfg.width), self._prefix.embeddings.dtype)
-        slots, known = self._prefix.embeddings.shape[1], self._padded(len(codes))
+        slots, known = self._prefix.embeddings.shape[1], padded_codes(self._cfg, len(codes), CODES)
         if self._caches[0].k.shape[3] < slots + known + BLOCK:
             self._caches = gpt.widen(self._caches, slots + known + BLOCK)
         before = np.concatenate([[gpt_cfg.start_code], codes[:-1], np.zeros(BLOCK)]).astype(np.int32)
@@ -162,7 +158,7 @@ class Stream:
     def _solve(self, codes: np.ndarray, frames: int) -> Array:
         """The log-mel [1, F, M] of the frames from the last one given to so many."""
         request, cfg = self._row.request, self._cfg
-        known, first = self._padded(len(codes)), not self._heard
+        known, first = padded_codes(self._cfg, len(codes), CODES), not self._heard
         size = self._sizes[0] if first else min(size for size in self._sizes[1:] if size >= frames - self._end)
         packed = len(request.voice.mel) + size + (0 if first else self._window)
         noise = s2mel.noise(request.keys[1][None], size, cfg.s2mel.mels, _one(self._end))

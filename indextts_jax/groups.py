@@ -199,10 +199,9 @@ class Groups:
         voices = gather([request.voice for request in requests])
         longest = padded_codes(cfg, max(len(row.codes) for row in rows))
         codes, lengths = _stacked([row.codes for row in rows], longest)
-        latents = None
         if all(row.given.latents is not None for row in rows):
             latents = _stacked([row.given.latents for row in rows], longest)[0]
-        elif cfg.s2mel.latent_layers:
+        else:
             latents = second_pass(params, cfg, voices, *text_batch(cfg, [request.ids for request in requests]), codes)
         frames = max(rung(row.semantic, row.target) for row in rows)
         targets = jnp.array([row.target for row in rows])

@@ -69,9 +69,9 @@ def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array
     return _stacked([np.asarray(row, np.int32) for row in rows], bucket(longest, buckets.TEXT))
 
 
-def padded_codes(cfg: Config, codes: int) -> int:
+def padded_codes(cfg: Config, codes: int, ladder: tuple[int, ...] = buckets.CODES) -> int:
     """To how many codes so many are padded: those of a rung of semantic frames."""
-    return -(-bucket(codes * cfg.repcodec.frames, buckets.CODES) // cfg.repcodec.frames)
+    return -(-bucket(codes * cfg.repcodec.frames, ladder) // cfg.repcodec.frames)
 
 
 def target_frames(semantic: int) -> int:
@@ -106,11 +106,13 @@ def _stacked(rows: Sequence[Any], longest: int) -> tuple[Array, Array]:
 
 def second_pass(
     params: Params, cfg: Config, voices: Voices, texts: Array, lengths: Array, codes: Array, remat: bool = False
-) -> Array:
+) -> Array | None:
     """The GPT's latents of codes already known: texts [B, X], lengths [B], codes [B, C] or [B, C, V] -> [B, C, D].
 
-    For models whose content has them: those with `cfg.s2mel.latent_layers`. remat: as in `gpt.latents`.
+    None of a model whose content has no latents. remat: as in `gpt.latents`.
     """
+    if not cfg.s2mel.latent_layers:
+        return None
     prefix = gpt.prefix(params["gpt"], cfg.gpt, voices.latents, voices.emotion, texts, lengths)
     return gpt.latents(params["gpt"], cfg.gpt, prefix, codes, remat)
 
@@ -191,8 +193,7 @@ def render(
     `target_frames` of their semantic frames; guidance: a number, or one per row [B], with `guided`, `solver` and
     `schedule` as in `s2mel.flow`; remat: as in `gpt.latents`.
     """
-    heard = cfg.s2mel.latent_layers
-    latents = second_pass(params, cfg, voices, texts, text_lengths, codes, remat) if heard else None
+    latents = second_pass(params, cfg, voices, texts, text_lengths, codes, remat)
     mel, lengths = to_mel(
         params, cfg, voices, codes, code_lengths, latents, noise, steps, guidance, guided=guided, solver=solver,
         schedule=schedule,
