@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from indextts_jax import buckets
+from indextts_jax import buckets, byte_pairs
 from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
@@ -63,9 +63,8 @@ def text_batch(cfg: Config, rows: Sequence[Sequence[int]]) -> tuple[Array, Array
         )
     highest = max((max(row, default=0) for row in rows), default=0)
     if highest >= cfg.gpt.text_vocabulary:
-        raise Error(
-            f"text id {highest} is past the model's {cfg.gpt.text_vocabulary}: the vocabulary belongs to another model"
-        )
+        file = "bpe.model" if cfg.gpt.languages is None else byte_pairs.NAME
+        raise Error(f"text id {highest} is past the model's {cfg.gpt.text_vocabulary}: {file} belongs to another model")
     return _stacked([np.asarray(row, np.int32) for row in rows], bucket(longest, buckets.TEXT))
 
 
