@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from debug.follow import Case, Comparison, Row, follow, same, swapped
-from indextts_jax import audio, decoding, drawing, emotion, features, pipeline, reader
+from indextts_jax import audio, byte_pairs, decoding, drawing, emotion, features, pipeline, reader
 from indextts_jax.decoding import Sampling
 from indextts_jax.emotion import Emotion
 from indextts_jax.models import bigvgan, campplus, conditioner, gpt, qwen3, repcodec, s2mel, w2vbert
 from indextts_jax.models.gpt import Prefix
 from indextts_jax.models.layers import Dense, LayerNorm, apply
 from indextts_jax.request import Given, Options
-from indextts_jax.text import split
+from indextts_jax.text import Analysis, TextFrontEnd, split
 from indextts_jax.voice import feel, hear, listen
 
 # ---- layouts: theirs -> ours ----------------------------------------------------------------------------------------
@@ -82,6 +82,7 @@ def text(case: Case) -> Iterator[Comparison]:
     """What the text becomes, letter by letter."""
     front = case.model.text
     for i, known in enumerate(case.golden.get("text_cases", [])):
+        assert isinstance(front, TextFrontEnd)  # they are its own
         ours, expected = front.normalize(known["text"]), known["tiny"]
         try:
             pieces = front.analyse(known["text"]).pieces
@@ -618,8 +619,8 @@ def chain(case: Case) -> Iterator[Comparison]:
     Only the noise is the reference's, and the codes where they were drawn by chance.
     """
     model, golden, meta = case.model, case.golden, case.meta
-    recording = _recording(case)
-    if recording is None or not case.has("text.raw", *(f"{segment}.cfm.noise" for segment in case.segments)):
+    recording, analysis = _recording(case), _analysis(case)
+    if recording is None or analysis is None or not case.has(*(f"{segment}.cfm.noise" for segment in case.segments)):
         return
 
     def compare(key: str, ours: Any, allowed: str | None, layout: Any = same) -> Iterator[Comparison]:
@@ -633,12 +634,14 @@ def chain(case: Case) -> Iterator[Comparison]:
     frames = int(lengths[0])
     yield from compare("w2v.spk.normalized", heard[:, :frames], "component")
     codes = repcodec.quantize(params["repcodec"], cfg.repcodec, heard, lengths).codes
-    yield from compare("codec.codes", codes[:, :frames], None)
+    yield from compare("codec.codes", codes[:, : repcodec.code_lengths(cfg.repcodec, frames)], None)
     voice = listen(params, cfg, recording)
     yield from compare("ref_mel", voice.mel[None], "front end rounding", swapped)
     yield from compare("campplus.out", voice.style[None], "style of a recording")
     yield from compare("prompt_condition", voice.content[None], "component")
-    yield from compare("seg0.gpt.speech_conditioning_latent", voice.latents[None], "component")
+    projected = cfg.conditioner.speaker is None  # and as near as the style is that they are made of
+    allowed = "style of a recording" if projected else "component"
+    yield from compare("seg0.gpt.speech_conditioning_latent", voice.latents[None], allowed)
 
     felt = _weighed(case)
     if meta.get("emo_audio"):
@@ -647,13 +650,13 @@ def chain(case: Case) -> Iterator[Comparison]:
     yield from compare("seg0.gpt.emo_vec", np.asarray(vector)[None], "component")
 
     sampling = _sampling(case)
-    analysis = model.text.analyse(str(golden["text.raw"]), meta.get("seg", 120))
     given = [Given(noise=golden[f"{segment}.cfm.noise"][0].T) for segment in case.segments]
     if sampling.sample:
         codes = [_codes(case, f"{segment}.gpt.codes")[0] for segment in case.segments]
         given = [instead._replace(codes=own) for instead, own in zip(given, codes, strict=True)]
     steps = int(golden.get("seg0.cfm.n_steps", 25))
-    options = Options(sampling, meta.get("max_mel", 1500), steps=steps, fade_ms=0)
+    speed = 1 / meta.get("duration", 1.0)
+    options = Options(sampling, meta.get("max_mel", 1500), steps=steps, fade_ms=0, speed=speed)
     [speech] = pipeline.speak(params, cfg, [analysis], [voice], [jax.random.key(0)], options, [felt], given=[given])
     for segment, spoken in zip(case.segments, speech.segments, strict=True):
         if not sampling.sample:
@@ -661,6 +664,17 @@ def chain(case: Case) -> Iterator[Comparison]:
             yield Comparison("end-to-end", "chain", f"{segment}.gpt.codes", spoken.codes[None], reference, None)
         yield from compare(f"{segment}.bigvgan.in", spoken.mel[None], "mel", swapped)
     yield from compare("wav_int16", audio.to_int16(speech.samples).astype(np.int32)[:, None], "samples")
+
+
+def _analysis(case: Case) -> Analysis | None:
+    """The text as our front end reads it; of IndexTTS-2.5, the ids that were given, without the stop behind them."""
+    if case.has("text.raw"):
+        return case.model.text.analyse(str(case.golden["text.raw"]), case.meta.get("seg", 120))
+    if not case.segments or not case.has(*(f"{segment}.language" for segment in case.segments)):
+        return None
+    ids = [case.golden[f"{segment}.text_tokens"][0, :-1].tolist() for segment in case.segments]
+    language = byte_pairs.LANGUAGES[int(case.golden["seg0.language"][0])]
+    return Analysis("", [], [], [[]] * len(ids), ids, [], language=language)
 
 
 def _recording(case: Case) -> audio.Recording | None:

@@ -46,10 +46,11 @@ from indextts_jax.manifest import Defaults, Item, Problem
 from indextts_jax.model import Model
 from indextts_jax.models import precision
 from indextts_jax.models.layers import dtype_of
+from indextts_jax.multilingual import FrontEnd
 from indextts_jax.request import Request, Result
 from indextts_jax.scheduling import BATCH, Usage
 from indextts_jax.shards import Shard
-from indextts_jax.text import Analysis, TextFrontEnd, load_glossary
+from indextts_jax.text import Analysis, load_glossary
 from indextts_jax.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ def _versions() -> dict[str, str]:
 class Texts:
     """Front ends, one per glossary."""
 
-    def __init__(self, front: TextFrontEnd):
+    def __init__(self, front: FrontEnd):
         self._front = front
         self._of = functools.lru_cache(16)(lambda path: replace(front, glossary=load_glossary(path)))
 

@@ -7,7 +7,8 @@ recordings 3 to 6 s) they stand closer.
 
 TEXT = (16, 32, 48, 64, 96, 128)  # text ids of a segment
 QUESTION = (64, 128, 256, 512, 1024)  # tokens of a question to Qwen
-CODES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 640, 768, 1024, 1536)  # 50 per second of speech
+# Semantic frames that are spoken, 50 per second: codes, or the frames that a code of several stands for.
+CODES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 640, 768, 1024, 1536)
 BATCH = (1, 2, 4, 8, 16, 32, 64)  # rows of a batch
 BLOCKS = (1, 2, 4, 7)  # of 256 slots of the key-value cache: paid for at every step
 SECONDS = (2, 3, 4, 5, 6, 8, 10, 12, 15)  # of a recording

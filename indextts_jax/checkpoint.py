@@ -27,10 +27,11 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from indextts_jax import checksums, config, files, interrupts, models
+from indextts_jax import byte_pairs, checksums, config, files, interrupts, models
 from indextts_jax.config import Config
 from indextts_jax.errors import Error, NotFound, short, shown
 from indextts_jax.files import FileError
+from indextts_jax.multilingual import FrontEnd, MultilingualFrontEnd
 from indextts_jax.reader import Reader
 from indextts_jax.text import TextFrontEnd
 
@@ -228,20 +229,21 @@ def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
     return dict(flatten_dict(tree))
 
 
-def load_text(folder: str | Path) -> TextFrontEnd:
-    """The text front end of a converted model, without its weights.
-
-    Raises NotFound, ValueError, and ModelError for a model of IndexTTS-2.5, which nothing here speaks with yet.
-    """
+def load_text(folder: str | Path) -> FrontEnd:
+    """The text front end of a converted model, without its weights. Raises NotFound, Error."""
     folder = Path(folder)
     cfg, _ = read_description(folder)
-    if cfg.gpt.languages is not None:
-        raise ModelError(
-            f"{folder}: is a model of IndexTTS-2.5, which cannot be spoken with yet; use one of IndexTTS-2"
-        )
-    _check(folder, "bpe.model")
+    kind, name = text_kind(cfg)
+    _check(folder, name)
     glossary = folder / "glossary.yaml"
-    return TextFrontEnd.load(folder / "bpe.model", glossary if glossary.is_file() else None)
+    return kind.load(folder / name, glossary if glossary.is_file() else None)
+
+
+def text_kind(cfg: Config) -> tuple[type[FrontEnd], str]:
+    """What reads texts for a model, and the name of its vocabulary in a folder, converted or not."""
+    if cfg.gpt.languages is None:
+        return TextFrontEnd, "bpe.model"
+    return MultilingualFrontEnd, byte_pairs.NAME
 
 
 def load_reader(folder: str | Path, dtype: Any = None) -> Reader:

@@ -3,12 +3,14 @@
 Where a chunk ends depends on the codes' number alone, never on time, so that the same request gives the same samples.
 
 - Codes: those that the segment will begin with, whatever wins (`drawing.Drawing.known`).
-- Second pass: causal, so that its cache is kept and only new codes are fed (`gpt.extend`).
+- Second pass, where the model has one: causal, so that its cache is kept and only new codes are fed (`gpt.extend`).
+- Codec, where it restores features: not causal. It is run on all codes known, and the frames held back are at least
+  those that would hear the codes to come.
 - Flow: not causal. A chunk is solved with the recording and the last frames spoken as its prompt, up to the last code
   known; its last frames, which have too little behind them, are held back and solved again with the next chunk, from
   the same noise.
-- Vocoder: hears as far as it can to both sides, `BigVGANConfig.reach`; the frames held back are as many. Where a chunk
-  begins, the samples that the one before gave for the same frames are cross-faded into its own.
+- Vocoder: hears as far as it can to both sides, `BigVGANConfig.reach`; the frames held back are at least as many.
+  Where a chunk begins, the samples that the one before gave for the same frames are cross-faded into its own.
 """
 
 from typing import Any
@@ -24,11 +26,12 @@ from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.groups import Groups, Spoken, spoilt
 from indextts_jax.models import Params, bigvgan, gpt, s2mel
-from indextts_jax.render import TARGETS, gather, spoken_frames, text_batch, to_chunk
+from indextts_jax.render import TARGETS, gather, padded_codes, spoken_frames, text_batch, to_chunk
 from indextts_jax.request import Chunk
 
 FADE = 8  # mel frames over which a chunk fades into the next
-# Few shapes, of which the first sound waits to be compiled: all codes of a segment are padded to one of these,
+# Few shapes, of which the first sound waits to be compiled: all codes of a segment are padded to one of these, in
+# semantic frames,
 CODES = (512, 1024, 1536, 2048)
 BLOCK = 64  # the second pass reads so many at once, and the flow has three lengths.
 
@@ -43,7 +46,8 @@ class Stream:
         streaming = row.request.streaming
         assert streaming is not None
         self._params, self._cfg, self._row, self._streaming = params, cfg, row, streaming
-        self._held = max(cfg.bigvgan.reach, FADE)  # frames at the end of a chunk that are solved again
+        unheard = self._frames(cfg.repcodec.reach) + 1 if cfg.repcodec.reach else 0
+        self._held = max(cfg.bigvgan.reach, FADE, unheard)  # frames at the end of a chunk that are solved again
         self._window = max(streaming.context, cfg.bigvgan.reach)
         self._sizes = self._lengths()
         self._voice = gather([row.request.voice])
@@ -54,7 +58,7 @@ class Stream:
         self._tail = np.zeros(0, np.float32)  # samples past the last one given, as the last chunk had them
         self._given: list[np.ndarray] = []
         self._over = False
-        # Of the second pass: the codes fed, their latents, the prefix's slots and length, the caches.
+        # Of the second pass, if there is one: the codes fed, their latents, the prefix's slots and length, the caches.
         self._fed = 0
         self._latents: Any = None
         self._prefix: Any = None
@@ -81,7 +85,7 @@ class Stream:
         return self._chunk(codes, last=True) if self._codes else self._at_once()
 
     def _frames(self, codes: int) -> int:
-        return spoken_frames(codes, self._row.request.options.speed)
+        return spoken_frames(codes * self._cfg.repcodec.frames, self._row.request.options.speed)
 
     def _lengths(self) -> tuple[int, ...]:
         """To how many frames the target of the first chunk is padded, and to the lowest of which those of others."""
@@ -109,7 +113,8 @@ class Stream:
         cfg, hop = self._cfg.bigvgan, self._cfg.bigvgan.hop
         frames = self._frames(len(codes))
         end = frames if last else frames - self._held
-        self._feed(codes)
+        if self._cfg.s2mel.latent_layers:
+            self._feed(codes)
         mel = self._solve(codes, frames)
         before, heard = min(self._heard, cfg.reach), mel
         if before:
@@ -138,7 +143,7 @@ class Stream:
             self._prefix = gpt.prefix(params, gpt_cfg, voice.latents, voice.emotion, *texts)
             self._caches = gpt.prefill(params, gpt_cfg, self._prefix)[1]
             self._latents = jnp.zeros((1, CODES[0], gpt_cfg.width), self._prefix.embeddings.dtype)
-        slots, known = self._prefix.embeddings.shape[1], bucket(len(codes), CODES)
+        slots, known = self._prefix.embeddings.shape[1], padded_codes(self._cfg, len(codes), CODES)
         if self._caches[0].k.shape[3] < slots + known + BLOCK:
             self._caches = gpt.widen(self._caches, slots + known + BLOCK)
         before = np.concatenate([[gpt_cfg.start_code], codes[:-1], np.zeros(BLOCK)]).astype(np.int32)
@@ -153,7 +158,7 @@ class Stream:
     def _solve(self, codes: np.ndarray, frames: int) -> Array:
         """The log-mel [1, F, M] of the frames from the last one given to so many."""
         request, cfg = self._row.request, self._cfg
-        known, first = bucket(len(codes), CODES), not self._heard
+        known, first = padded_codes(self._cfg, len(codes), CODES), not self._heard
         size = self._sizes[0] if first else min(size for size in self._sizes[1:] if size >= frames - self._end)
         packed = len(request.voice.mel) + size + (0 if first else self._window)
         noise = s2mel.noise(request.keys[1][None], size, cfg.s2mel.mels, _one(self._end))

@@ -20,7 +20,17 @@ from indextts_jax.config import Config
 from indextts_jax.drawing import Usage
 from indextts_jax.errors import Error
 from indextts_jax.models import Params, bigvgan, s2mel
-from indextts_jax.render import TARGETS, _stacked, gather, rung, second_pass, spoken_frames, text_batch, to_mel
+from indextts_jax.render import (
+    TARGETS,
+    _stacked,
+    gather,
+    padded_codes,
+    rung,
+    second_pass,
+    spoken_frames,
+    text_batch,
+    to_mel,
+)
 from indextts_jax.request import Given, Request, Result
 
 FRAMES_PER_ROW = 1024  # rows longer than this, prompt and target together, take the place of several
@@ -35,8 +45,14 @@ class Spoken:
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # [C]
     stopped: bool = True
     attempts: int = 0
+    stride: int = 1  # semantic frames of a code
     target: int = 0  # mel frames
     stream: Any = None  # a `chunks.Stream`, where it is spoken in chunks
+
+    @property
+    def semantic(self) -> int:
+        """The semantic frames that its codes stand for."""
+        return len(self.codes) * self.stride
 
     @property
     def packed(self) -> int:
@@ -58,9 +74,9 @@ class Spoken:
         """The rungs of everything that has a length."""
         return (
             bucket(len(self.request.ids), buckets.TEXT),
-            bucket(len(self.codes), buckets.CODES),
+            bucket(self.semantic, buckets.CODES),
             bucket(len(self.request.voice.mel), buckets.PROMPT),
-            rung(len(self.codes), self.target),
+            rung(self.semantic, self.target),
             bucket(self.packed, buckets.FRAMES),
         )
 
@@ -181,13 +197,13 @@ class Groups:
     def _render(self, rows: list[Spoken]) -> tuple[Array, Array]:
         params, cfg, requests = self._params, self._cfg, [row.request for row in rows]
         voices = gather([request.voice for request in requests])
-        longest = bucket(max(len(row.codes) for row in rows), buckets.CODES)
+        longest = padded_codes(cfg, max(len(row.codes) for row in rows))
         codes, lengths = _stacked([row.codes for row in rows], longest)
         if all(row.given.latents is not None for row in rows):
             latents = _stacked([row.given.latents for row in rows], longest)[0]
         else:
             latents = second_pass(params, cfg, voices, *text_batch(cfg, [request.ids for request in requests]), codes)
-        frames = max(rung(len(row.codes), row.target) for row in rows)
+        frames = max(rung(row.semantic, row.target) for row in rows)
         targets = jnp.array([row.target for row in rows])
         noise = s2mel.noise(jnp.stack([request.keys[1] for request in requests]), frames, cfg.s2mel.mels)
         for i, row in enumerate(rows):
@@ -236,7 +252,9 @@ def spoken(cfg: Config, request: Request) -> Spoken:
         if not np.isfinite(array).all():
             raise Error(f"the {name} given for {request.name} must be finite, but hold NaN or infinite numbers")
         taken[name] = array
-    row = Spoken(request, Given(**taken))
+    if "latents" in taken and not cfg.s2mel.latent_layers:
+        raise Error(f"latents are given for {request.name}, but this model has no second pass, whose place they take")
+    row = Spoken(request, Given(**taken), stride=cfg.repcodec.frames)
     if row.given.mel is not None:
         row.target = len(row.given.mel)
         return row
@@ -265,7 +283,7 @@ def measure(cfg: Config, row: Spoken, codes: np.ndarray) -> None:
             f"the codes of {name} lie between {low} and {high}, but the codec has 0 to {cfg.repcodec.codes - 1}"
         )
     row.codes = codes.astype(np.int32)
-    row.target = row.request.frames or max(1, spoken_frames(len(codes), row.request.options.speed))
+    row.target = row.request.frames or max(1, spoken_frames(row.semantic, row.request.options.speed))
     need = (row.packed, cfg.s2mel.mels)
     if row.given.noise is not None and row.given.noise.shape != need:
         raise Error(

@@ -22,9 +22,9 @@ from indextts_jax import emotion, files
 from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error, NotFound, short, shown
 from indextts_jax.files import FileError, reason
+from indextts_jax.languages import SPOKEN as LANGUAGES
 from indextts_jax.pauses import PARAGRAPH_MS
 from indextts_jax.request import Options
-from indextts_jax.text import LANGUAGES
 
 LONGEST = 1 << 24  # bytes of a line, and of a text file
 LONGEST_ID = 1000  # characters

@@ -20,11 +20,12 @@ from indextts_jax import audio, checkpoint, emotion, lora, pipeline, streaming, 
 from indextts_jax.audio import Recording
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
+from indextts_jax.errors import Error
 from indextts_jax.lora import Lora
 from indextts_jax.models import COMPONENTS, Params, default_dtype
+from indextts_jax.multilingual import FrontEnd
 from indextts_jax.pipeline import Audio
 from indextts_jax.request import Chunk, Options, Streaming
-from indextts_jax.text import TextFrontEnd
 from indextts_jax.voice import Voice
 
 Source = str | PathLike[str]
@@ -37,7 +38,7 @@ class Model:
 
     params: Params  # component -> parameter tree
     cfg: Config
-    text: TextFrontEnd
+    text: FrontEnd
 
     def adapt(self, adapters: Lora) -> "Model":
         """This model with adapters (`lora.load`) added to its weights. Raises `Error` for those of another model."""
@@ -74,6 +75,7 @@ class Model:
         seed: int = 0,
         emotion: Emotion | str | None = None,
         options: Options | None = None,
+        language: str | None = None,
     ) -> Audio: ...
 
     @overload
@@ -84,14 +86,19 @@ class Model:
         seed: int | Sequence[int] = 0,
         emotion: Emotion | str | Sequence[Emotion | str | None] | None = None,
         options: Options | None = None,
+        language: str | Sequence[str | None] | None = None,
     ) -> list[Audio]: ...
 
-    def speak(self, text: Any, voice: Any, seed: Any = 0, emotion: Any = None, options: Options | None = None) -> Any:
+    def speak(
+        self, text: Any, voice: Any, seed: Any = 0, emotion: Any = None, options: Options | None = None,
+        language: Any = None,
+    ) -> Any:  # fmt: skip
         """Speak a text, or several side by side: a list of texts gives a list of Audio.
 
-        voice, seed and emotion: one for all texts, or a list with one for each. A text with the same voice, seed,
-        emotion and options becomes the same audio but for rounding, whatever is spoken beside it. emotion: None is the
-        voice's own; a string holds weights, "happy=0.6,calm=0.2". Raises `Error` for what cannot be spoken.
+        voice, seed, emotion and language: one for all texts, or a list with one for each. A text with the same voice,
+        seed, emotion and options becomes the same audio but for rounding, whatever is spoken beside it. emotion: None
+        is the voice's own; a string holds weights, "happy=0.6,calm=0.2". language: None lets the text decide. Raises
+        `Error` for what cannot be spoken.
         """
         texts = [text] if isinstance(text, str) else list(text)
 
@@ -99,7 +106,9 @@ class Model:
             several = isinstance(given, list | tuple) and not isinstance(given, Voice)
             return list(given) if several else [given] * len(texts)
 
-        analysed = [self.text.analyse(one) for one in texts]
+        if len(languages := each(language)) != len(texts):
+            raise Error(f"{len(texts)} texts and {len(languages)} languages: not parallel")
+        analysed = [self.text.analyse(one, language=own) for one, own in zip(texts, languages, strict=True)]
         felt = [_felt(one) for one in each(emotion)]
         spoken = pipeline.speak(self.params, self.cfg, analysed, each(voice), each(seed), options, felt)
         return spoken[0] if isinstance(text, str) else spoken
@@ -112,9 +121,10 @@ class Model:
         emotion: Emotion | str | None = None,
         options: Options | None = None,
         chunks: Streaming | None = None,
+        language: str | None = None,
     ) -> Iterator[Chunk]:
         """Speak a text, and give its samples in chunks while it is being made: see `streaming.stream`."""
-        analysed = self.text.analyse(text)
+        analysed = self.text.analyse(text, language=language)
         return streaming.stream(self.params, self.cfg, analysed, voice, seed, options, _felt(emotion), chunks)
 
 

@@ -19,6 +19,7 @@ from indextts_jax.text import (
     LANGUAGES,
     Analysis,
     Glossary,
+    TextFrontEnd,
     check_budget,
     check_spoken,
     check_unicode,
@@ -123,6 +124,9 @@ class MultilingualFrontEnd:
 
     def _length(self, part: str) -> int:
         return len(self.vocabulary.encode(part))
+
+
+FrontEnd = TextFrontEnd | MultilingualFrontEnd  # which of them a model has, `checkpoint.text_kind` says
 
 
 def split(text: str, length: Callable[[str], int], most: int, first: int = 0) -> list[str]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from indextts_jax import audio, emotion, ends, files, joining, loudness, scheduling, seeds
+from indextts_jax import audio, byte_pairs, emotion, ends, files, joining, loudness, scheduling, seeds
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
@@ -166,7 +166,7 @@ def fitted(cfg: Config, codes: Sequence[int], seconds: float, silence: Sequence[
     codes say.
     """
     rate, hop, quiet = cfg.mel.rate, cfg.bigvgan.hop, sum(map(len, silence))
-    own, total = [spoken_frames(n) for n in codes], round((seconds * rate - quiet) / hop)
+    own, total = [spoken_frames(n * cfg.repcodec.frames) for n in codes], round((seconds * rate - quiet) / hop)
     if not sum(own) / 2 <= total <= sum(own) * 2:
         low, high = ((sum(own) * factor * hop + quiet) / rate for factor in (0.5, 2.0))
         raise Error(f"duration is {seconds:g} s, but this text can take {low:.2f} to {high:.2f} s")
@@ -187,6 +187,9 @@ def requests(
     tag: Any = None,
 ) -> list[Request]:
     """The segments of a text as the scheduler takes them; `of`: of what, in messages; tag: of each."""
+    if (text.language is None) != (cfg.gpt.languages is None):
+        raise Error("the text was analysed for another model: use this one's own front end")
+    language = None if text.language is None else byte_pairs.language_id(text.language)
     key = seeds.key(key)
     vector = emotion.resolve(params["prototypes"], cfg.prototypes, felt, voice.emotion, voice.base, voice.style)
     voice = voice._replace(emotion=vector)
@@ -195,7 +198,7 @@ def requests(
         own = jax.random.fold_in(key, i)
         keys = jax.random.fold_in(own, seeds.CODES), jax.random.fold_in(own, seeds.NOISE)
         name = f"segment {i + 1} of {len(text.segments)}{of}"
-        asked.append(Request(ids, voice, keys, options, instead, name, tag))
+        asked.append(Request(ids, voice, keys, options, instead, name, tag, language=language))
     return asked
 
 

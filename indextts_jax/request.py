@@ -16,7 +16,7 @@ class Given(NamedTuple):
     """What replaces a stage of one segment, for research and comparison; None: computed as usual."""
 
     codes: Any = None  # [C] integers: nothing is drawn
-    latents: Any = None  # [C, D]: no second pass (together with codes)
+    latents: Any = None  # [C, D]: no second pass (together with codes), for models that have one
     noise: Any = None  # [P + F, M] of prompt and target, where the flow begins
     mel: Any = None  # [F, M]: only the vocoder runs
 
@@ -62,7 +62,7 @@ class Options:
 class Streaming:
     """When the sound of a segment is given while its codes are drawn, in chunks whose bounds depend on these alone."""
 
-    first_codes: int = 50  # of the first chunk; 50 are a second of speech
+    first_codes: int = 50  # of the first chunk; 50 are a second of speech, or two: `RepCodecConfig.frames`
     hop: int = 200  # the most codes of any other; each has as many as there were before it, up to this
     context: int = 172  # mel frames, 86 a second: how much of what was spoken the flow hears again
 
@@ -89,6 +89,7 @@ class Request:
     tag: Any = None  # the caller's
     frames: int | None = None  # mel frames to speak it in; None: by its codes and `options.speed`
     codes_only: bool = False  # nothing is rendered
+    language: int | None = None  # of the text: its row in the GPT's embedding of languages, where there is one
     streaming: Streaming | None = None  # its samples are given in chunks
     cancelled: Callable[[], bool] | None = None  # once it is true nobody waits for it: its result is `Cancelled`
 

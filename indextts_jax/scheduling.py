@@ -307,7 +307,8 @@ def _prefix(params: Params, cfg: Config, request: Request) -> Prefix:
     silent = (cfg.gpt.start_text, cfg.gpt.stop_text)
     texts, lengths = text_batch(cfg, [[i for i in request.ids if i not in silent]])
     latents, emotion = (jnp.asarray(row)[None] for row in (request.voice.latents, request.voice.emotion))
-    return gpt.prefix(params["gpt"], cfg.gpt, latents, emotion, texts, lengths)
+    languages = () if request.language is None else (jnp.array([request.language], jnp.int32),)
+    return gpt.prefix(params["gpt"], cfg.gpt, latents, emotion, texts, lengths, *languages)
 
 
 # ---- how many rows --------------------------------------------------------------------------------------------------

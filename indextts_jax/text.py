@@ -373,7 +373,10 @@ def load_glossary(path: Path) -> dict[str, dict[str, str]]:
 
 def _check_language(language: str | None) -> None:
     if language is not None and language not in LANGUAGES:
-        raise Error(f"language must be 'zh' or 'en', or None to let the text decide, not {reprlib.repr(language)}")
+        raise Error(
+            f"language must be 'zh' or 'en', or None to let the text decide, not {reprlib.repr(language)}: this model "
+            "has no other"
+        )
 
 
 def replace_annotations(text: str, reading: Callable[[str], str]) -> str:

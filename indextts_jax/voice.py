@@ -37,18 +37,24 @@ class Voice(NamedTuple):
 def listen(params: Params, cfg: Config, recording: audio.Recording) -> Voice:
     """Make a Voice of a recording (`audio.load_speaker` or `audio.recording`).
 
-    Computed in the dtype of the weights, given back as float32 numpy arrays. Reference: indextts/infer_v2.py.
+    Computed in the dtype of the weights, given back as float32 numpy arrays. Reference: indextts/infer_v2.py and
+    infer_v2_5.py.
     """
     semantic, lengths = hear(params, cfg, [recording.samples_16k, recording.emotion_16k])
     samples, samples_lengths = padded([recording.samples_16k], features.SPEECH_RATE)
     style = campplus.embed(params["campplus"], cfg.campplus, *features.campplus_features(samples, samples_lengths))
     mel, mel_lengths = features.mel(*padded([recording.samples_22k], cfg.mel.rate), cfg.mel)
     own, own_length = semantic[:1], lengths[:1]
-    quantized = repcodec.quantize(params["repcodec"], cfg.repcodec, own, own_length)
+    said = own  # what codes are restored to: the recording has it already
+    if cfg.repcodec.stride is None:
+        said = repcodec.quantize(params["repcodec"], cfg.repcodec, own, own_length).embeddings
     content = s2mel.regulate(
-        params["s2mel"], cfg.s2mel, quantized.embeddings, own_length, frames=mel.shape[1], target_lengths=mel_lengths
+        params["s2mel"], cfg.s2mel, said, own_length, frames=mel.shape[1], target_lengths=mel_lengths
     )
-    latents = conditioner.speaker_latents(params["conditioner"], cfg.conditioner, own, own_length)
+    if cfg.conditioner.speaker is None:
+        latents = conditioner.style_latents(params["conditioner"], cfg.conditioner, style)
+    else:
+        latents = conditioner.speaker_latents(params["conditioner"], cfg.conditioner, own, own_length)
     base, other = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, semantic, lengths)
     frames = int(mel_lengths[0])
     voice = Voice(latents[0], emotion.mix(base, other, 1.0), base, style[0], mel[0, :frames], content[0, :frames])
@@ -98,6 +104,8 @@ def load_voice(path: str | PathLike[str], cfg: Config) -> Voice:
     if voice is None:
         raise Error(f"{path}: not a voice file of this version; make it with `indextts-jax voice`")
     width, mels = cfg.gpt.width, cfg.s2mel.mels
-    if voice.latents.shape != (cfg.conditioner.latents, width) or voice.mel.shape[1:] != (mels,):
-        raise Error(f"{path}: made with another model (width {voice.latents.shape[-1]}, not {width}); make it again")
+    if voice.latents.shape != (expected := (cfg.conditioner.latents, width)) or voice.mel.shape[1:] != (mels,):
+        raise Error(
+            f"{path}: made with another model (latents of shape {voice.latents.shape}, not {expected}); make it again"
+        )
     return voice

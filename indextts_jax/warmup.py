@@ -26,7 +26,7 @@ from indextts_jax.buckets import bucket
 from indextts_jax.config import Config
 from indextts_jax.errors import Error
 from indextts_jax.request import Options
-from indextts_jax.stages import STAGES
+from indextts_jax.stages import ALL
 
 
 def keep_programs() -> None:
@@ -44,7 +44,7 @@ class Uses:
 
     batches: Sequence[int] = (1,)  # segments at once
     texts: Sequence[int] = (32,)  # pieces of a segment
-    codes: Sequence[int] = (256,)  # of a segment, 50 per second of speech
+    codes: Sequence[int] = (256,)  # of a segment, 50 per second of speech, or as many as the codec has
     seconds: Sequence[float] = (6.0,)  # of a recording
 
     def __post_init__(self) -> None:
@@ -57,14 +57,14 @@ class Uses:
 class Program(NamedTuple):
     """One stage for one set of shapes."""
 
-    stage: str  # of `stages.STAGES`
+    stage: str  # of `stages.ALL`
     shape: str
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
 
     @property
     def function(self) -> Any:
-        return STAGES[self.stage].function
+        return ALL[self.stage].function
 
     def result(self) -> Any:
         """The shapes of what it gives."""
@@ -173,22 +173,29 @@ def _listen(cfg: Config, params: Any, uses: Uses) -> Iterator[Program]:
         semantic = _result(encode)
         own = _placed(struct((1, *semantic.shape[1:]), semantic.dtype))
         yield (front := program("CAMPPlus features", struct((1, speech)), integers(1)))
-        yield program("CAMPPlus", params["campplus"], cfg.campplus, *front.result())
+        yield (embed := program("CAMPPlus", params["campplus"], cfg.campplus, *front.result()))
         yield (mel := program("mel", struct((1, music)), integers(1), cfg.mel))
-        yield (quantize := program("RepCodec", params["repcodec"], cfg.repcodec, own, integers(1)))
+        said = own
+        if cfg.repcodec.stride is None:
+            yield (quantize := program("RepCodec", params["repcodec"], cfg.repcodec, own, integers(1)))
+            said = _result(quantize).embeddings
         yield program(
-            "prompt content", params["s2mel"], cfg.s2mel, _result(quantize).embeddings, integers(1),
+            "prompt content", params["s2mel"], cfg.s2mel, said, integers(1),
             frames=mel.result()[0].shape[1], target_lengths=integers(1),
         )  # fmt: skip
         hear = params["conditioner"], cfg.conditioner
-        yield program("speaker latents", *hear, own, integers(1))
+        if cfg.conditioner.speaker is None:
+            yield program("style latents", *hear, _result(embed))
+        else:
+            yield program("speaker latents", *hear, own, integers(1))
         yield program("emotion vector", *hear, semantic, integers(2))
 
 
 def _prefix(cfg: Config, params: Any, rows: int, text: int) -> Program:
     latents = struct((rows, cfg.conditioner.latents, cfg.gpt.width))
     texts = struct((rows, text), np.int32), struct((rows,), np.int32)
-    arguments = params["gpt"], cfg.gpt, latents, struct((rows, cfg.gpt.width)), *texts
+    languages = () if cfg.gpt.languages is None else (struct((rows,), np.int32),)
+    arguments = params["gpt"], cfg.gpt, latents, struct((rows, cfg.gpt.width)), *texts, *languages
     return Program("prefix", f"{rows} rows, {text} pieces", arguments, {})
 
 
@@ -223,19 +230,26 @@ def _render(cfg: Config, params: Any, options: Options, uses: Uses, platform: st
     most = 1 if platform == "cpu" else max(uses.batches)  # as in `scheduling.run`
     for batch in sorted({most, *(n for n in buckets.BATCH if n < most)}):
         integers = struct((batch,), np.int32)
-        for rung in sorted({bucket(n, buckets.CODES) for n in uses.codes}):
+        for longest in sorted({render.padded_codes(cfg, n) for n in uses.codes}):
+            rung = bucket(longest * cfg.repcodec.frames, buckets.CODES)
             frames = render.target_frames(rung)
-            shape = f"{batch} rows, {rung} codes"
-            codes = struct((batch, rung), np.int32)
-            for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
-                yield (prefix := _prefix(cfg, params, batch, text))
-                arguments = params["gpt"], cfg.gpt, _result(prefix), codes
-                yield (latents := Program("second pass", f"{shape}, {text} pieces", arguments, {}))
-            arguments = params["repcodec"], cfg.repcodec, codes
-            yield (embed := Program("code embeddings", shape, arguments, {}))
-            arguments = params["s2mel"], own, _result(embed), _result(latents), integers
+            shape = f"{batch} rows, {longest} codes"
+            codes = struct((batch, longest), np.int32)
             keywords = {"frames": frames, "target_lengths": integers}
-            yield (content := Program("content", shape, arguments, keywords))
+            if own.latent_layers:
+                for text in sorted({bucket(n, buckets.TEXT) for n in uses.texts}):
+                    yield (prefix := _prefix(cfg, params, batch, text))
+                    arguments = params["gpt"], cfg.gpt, _result(prefix), codes
+                    yield (latents := Program("second pass", f"{shape}, {text} pieces", arguments, {}))
+                arguments = params["repcodec"], cfg.repcodec, codes
+                yield (embed := Program("code embeddings", shape, arguments, {}))
+                arguments = params["s2mel"], own, _result(embed), _result(latents), integers
+                yield (content := Program("content", shape, arguments, keywords))
+            else:
+                arguments = params["repcodec"], cfg.repcodec, codes, integers
+                yield (features := Program("restored features", shape, arguments, {}))
+                arguments = params["s2mel"], own, _result(features), integers
+                yield (content := Program("prompt content", shape, arguments, keywords))
             mel = _placed(struct((batch, frames, own.mels)))
             arguments = params["bigvgan"], cfg.bigvgan, mel, integers
             yield Program("BigVGAN", shape, arguments, {})

@@ -24,7 +24,7 @@ from indextts_jax.config import Config, from_dict, from_yaml, read_yaml, to_dict
 from indextts_jax.convert.tensors import CheckpointError, read_pth
 from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error
-from indextts_jax.model import Model, load
+from indextts_jax.model import Model
 from indextts_jax.models import conditioner, gpt, repcodec, s2mel
 from tests.small import CONDITIONER, GPT, REPCODEC, normal, parameters
 from tests.test_validate import names, scaled
@@ -145,11 +145,6 @@ def test_a_damaged_vocabulary_is_refused(folder, tmp_path):
     with pytest.raises(Error, match=r"\.tiktoken: not a readable tiktoken vocabulary"):
         convert.convert(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_speaking_with_it_is_refused(converted):
-    with pytest.raises(checkpoint.ModelError, match=r"is a model of IndexTTS-2\.5, which cannot be spoken with yet"):
-        load(converted)
 
 
 # ---- parity ---------------------------------------------------------------------------------------------------------

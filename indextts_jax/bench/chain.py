@@ -17,7 +17,7 @@ from indextts_jax.bench import counting
 from indextts_jax.config import Config
 from indextts_jax.decoding import Sampling
 from indextts_jax.request import Options
-from indextts_jax.stages import STAGES
+from indextts_jax.stages import ALL
 from indextts_jax.text import Analysis
 from indextts_jax.timing import Stopwatch
 
@@ -31,7 +31,7 @@ class Setting:
     dtype: str = "float32"
     batch: int = 1
     beams: int = 3
-    codes: int = 150  # of a segment, 50 per second of speech
+    codes: int = 150  # of a segment, 50 per second of speech, or as many as the codec has
     seconds: float = 4.56  # of the recording
     pieces: int = 30  # of the text
     flow_steps: int = 25
@@ -87,20 +87,20 @@ class Recorder:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.stages = {name: Timed(name, setting) for name in STAGES}
+        self.stages = {name: Timed(name, setting) for name in ALL}
         self.recording = False  # whether this run counts; the first one compiles
         self._now: dict[str, float] = {}
 
     @contextmanager
     def watching(self) -> Iterator["Recorder"]:
         """Stand at the seams while the block runs."""
-        originals = {name: stage.function for name, stage in STAGES.items()}
+        originals = {name: stage.function for name, stage in ALL.items()}
         try:
-            for name, stage in STAGES.items():
+            for name, stage in ALL.items():
                 setattr(stage.module, stage.attribute, self._seam(self.stages[name], originals[name]))
             yield self
         finally:
-            for name, stage in STAGES.items():
+            for name, stage in ALL.items():
                 setattr(stage.module, stage.attribute, originals[name])
 
     def begin(self, recording: bool) -> None:
@@ -185,7 +185,7 @@ def run(
     params = {**params, "gpt": {**params["gpt"], "head": {**head, "bias": bias}}}
     recording = audio.recording(noise(setting), RATE)
     ids = np.random.default_rng(0).integers(2, cfg.gpt.text_vocabulary, setting.pieces).tolist()
-    text = Analysis("", [], ids, [[""]], [ids], [])
+    text = Analysis("", [], ids, [[""]], [ids], [], language=None if cfg.gpt.languages is None else "en")
     keys = list(jax.random.split(jax.random.key(1), setting.batch))
     options = Options(Sampling(setting.beams), setting.codes, steps=setting.flow_steps, batch=setting.batch)
 

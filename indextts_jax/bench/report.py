@@ -9,7 +9,7 @@ import numpy as np
 
 from indextts_jax.bench.chain import Chain, Setting, Timed
 from indextts_jax.bench.machine import Machine, device_peak, host_peak
-from indextts_jax.stages import STAGES
+from indextts_jax.stages import ALL
 
 # Its stages, and ours that do the same.
 GROUPS = {
@@ -140,7 +140,7 @@ def scaling(result: dict[str, Any]) -> list[Curves]:
             groups.setdefault(tuple(chain[key] for key in _SETTING if key != size), []).append(chain)
         for chains in (sorted(group, key=lambda chain: chain[size]) for group in groups.values() if len(group) > 1):
             own = [{row["name"]: row for row in stages_of(result, chain)} for chain in chains]
-            names = [name for name in STAGES if all(name in rows for rows in own)]
+            names = [name for name in ALL if all(name in rows for rows in own)]
             others = [f"{chains[0][key]:g} {other}" for key, other in SIZES.items() if key != size]
             seconds, temporary = (
                 {name: [rows[name][key] for rows in own] for name in names} for key in ("run_s", "temporary_bytes")

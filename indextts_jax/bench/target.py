@@ -26,11 +26,11 @@ from indextts_jax.decoding import Sampling
 from indextts_jax.errors import Error
 from indextts_jax.models import s2mel
 from indextts_jax.request import Options
-from indextts_jax.stages import STAGES
+from indextts_jax.stages import of as stages_of
 from indextts_jax.warmup import Program
 
 LARGEST = 5  # instructions of a stage that are named
-CODE_SECONDS = 256 * s2mel.FRAMES_PER_CODE / 22050
+FRAME_SECONDS = 256 * s2mel.FRAMES_PER_CODE / 22050  # of a semantic frame
 # What goes on row by row, or has kernels that are not shared out by jit: each chip runs it for its own rows.
 ROW_BY_ROW = ("decoding", "flow", "BigVGAN")
 _ROWS, _ALL = PartitionSpec("rows"), PartitionSpec()
@@ -195,19 +195,19 @@ def _short(source: str) -> str:
 # ---- the whole ------------------------------------------------------------------------------------------------------
 
 
-def speaking(rows: Sequence[dict[str, Any]], setting: Setting) -> dict[str, float] | None:
+def speaking(cfg: Config, rows: Sequence[dict[str, Any]], setting: Setting) -> dict[str, float] | None:
     """What speaking a batch takes at least, from the figures of all its stages; None where one is missing.
 
     Per stage the longer of estimate and bytes. What has a program of one row runs once per row.
     """
-    listening = list(STAGES)[: list(STAGES).index("prefix")]
-    needed = [name for name in STAGES if name not in listening and name != "more cache"]
+    names = list(stages_of(cfg))
+    needed = [name for name in names[names.index("prefix") :] if name != "more cache"]
     own = {row["name"]: row for row in rows if "failure" not in row}
     if any(name not in own for name in needed):
         return None
     times = {"prefill": setting.batch, "admission": setting.batch, "prefix": 2}
     seconds = {name: times.get(name, 1) * seconds_of(own[name]) for name in needed}
-    audio = setting.batch * setting.codes * CODE_SECONDS
+    audio = setting.batch * setting.codes * cfg.repcodec.frames * FRAME_SECONDS
     total = sum(seconds.values())
     return {"seconds": total, "audio_s": audio, "real_time_factor": total / audio, "audio_per_second": audio / total}
 
@@ -217,12 +217,12 @@ def seconds_of(row: dict[str, Any]) -> float:
     return max(row["estimate_s"] or 0.0, row["bytes_s"], row["floor_s"])
 
 
-def report(chip: Chip, count: int, setting: Setting, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def report(cfg: Config, chip: Chip, count: int, setting: Setting, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of one setting as one object."""
     peak = {"memory": chip.memory, "bandwidth": chip.bandwidth, "flops": chip.flops, "clock": chip.clock or None}
     return {
         "target": chip.name, "chips": count, "chip": peak, "jax": jax.__version__, **asdict(setting),
-        "stages": list(rows), "speaking": speaking(rows, setting),
+        "stages": list(rows), "speaking": speaking(cfg, rows, setting),
     }  # fmt: skip
 
 

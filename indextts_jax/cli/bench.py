@@ -40,7 +40,13 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     some = numbers(int, 1, 100_000)
     group.add_argument("--batch", type=some, default=[1], metavar="N", help="utterances side by side, e.g. 1,8,32 (1)")
     group.add_argument("--beams", type=numbers(int, 1, 64), default=[3], metavar="N", help="width of beam search (3)")
-    group.add_argument("--codes", type=some, default=[150], metavar="N", help="codes, 50 a second of speech (150)")
+    group.add_argument(
+        "--codes",
+        type=some,
+        default=[150],
+        metavar="N",
+        help="codes, 50 a second of speech or as many as the model has (150)",
+    )
     group.add_argument(
         "--voice-seconds", type=numbers(float, 0.2), default=[4.56], metavar="S", help="length of the recording (4.56)"
     )
@@ -131,13 +137,13 @@ def _compile(options: argparse.Namespace) -> None:
     from indextts_jax.bench.chain import Setting
     from indextts_jax.bench.chips import CHIPS
     from indextts_jax.config import Config
-    from indextts_jax.stages import STAGES
+    from indextts_jax.stages import ALL
 
     if options.plot:
         raise Error("--plot: not with --target, whose figures are estimates; --json has them all")
     stages = options.stages.split(",") if options.stages else []
-    if unknown := [stage for stage in stages if stage not in STAGES]:
-        raise Error(f"--stages {','.join(unknown)}: no such stage; there are: {', '.join(STAGES)}")
+    if unknown := [stage for stage in stages if stage not in ALL]:
+        raise Error(f"--stages {','.join(unknown)}: no such stage; there are: {', '.join(ALL)}")
     check_outputs({"--json": options.json}, {"--compare": options.compare}, options.force)
     before = _read_figures(options.compare, "settings") if options.compare else {"settings": []}
     jax.config.update("jax_platforms", "cpu")  # the chip is not looked for
@@ -154,7 +160,7 @@ def _compile(options: argparse.Namespace) -> None:
                 for row in target.measure(cfg, chip, setting, options.chips, stages):
                     log.info("%s: %.0f s of compilation", row["name"], row["compile_s"])
                     rows.append(row)
-                results.append(target.report(chip, options.chips, setting, rows))
+                results.append(target.report(cfg, chip, options.chips, setting, rows))
                 print(target.table(results[-1], _same(before["settings"], results[-1])), flush=True)
     if options.json:
         files.write_whole(options.json, (json.dumps({"settings": results}, indent=1) + "\n").encode())

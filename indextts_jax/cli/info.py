@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     import jax
 
-    from indextts_jax import checkpoint, checksums, config, models
+    from indextts_jax import checkpoint, checksums, config, languages, models
     from indextts_jax.errors import NotFound
 
     if options.verify and (options.model / checksums.NAME).exists():
@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> None:
         sizes = f"{part['parameters']:14,} parameters {part['bytes'] / 1e6:10.1f} MB"
         print(f"{name:12} {sizes}  {getattr(cfg, name)}")
     print(f"{'mel':12} {cfg.mel}")
+    if cfg.gpt.languages is not None:
+        print(f"{'languages':12} {', '.join(languages.SPOKEN)}")
     if options.verify:
         print("every file is as it was written")
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from indextts_jax import settings
 from indextts_jax.cli import defaults
 from indextts_jax.errors import Error
+from indextts_jax.languages import SPOKEN
 from indextts_jax.pauses import PARAGRAPH_MS
 
 
@@ -204,8 +205,9 @@ def add_device(parser: Any) -> None:
 def add_text(group: Any) -> None:
     group.add_argument(
         "--language",
-        choices=("zh", "en"),
-        help="whose rules read numbers, dates and the like (default: decided by the characters of the text)",
+        choices=SPOKEN,
+        help="of the text, whose rules read numbers, dates and the like; IndexTTS-2 has zh and en, IndexTTS-2.5 all "
+        "(default: decided by the characters of the text)",
     )
     group.add_argument("--glossary", type=Path, metavar="FILE", help="how terms are read (default: the model's own)")
     group.add_argument(
@@ -360,7 +362,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1),
         default=1500,
         metavar="N",
-        help="cut a segment off after N codes, 50 a second (%(default)s)",
+        help="cut a segment off after N codes, 50 a second, or 25 with IndexTTS-2.5 (%(default)s)",
     )
     group.add_argument(
         "--retries",

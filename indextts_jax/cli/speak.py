@@ -52,9 +52,10 @@ if TYPE_CHECKING:
     from indextts_jax.config import Config
     from indextts_jax.model import Model
     from indextts_jax.models import Params
+    from indextts_jax.multilingual import FrontEnd
     from indextts_jax.pipeline import Audio
     from indextts_jax.request import Given, Options
-    from indextts_jax.text import Analysis, TextFrontEnd
+    from indextts_jax.text import Analysis
     from indextts_jax.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -310,7 +311,7 @@ def analyse(options: argparse.Namespace, text: str) -> "Analysis":
     return read_by(front, options, text)
 
 
-def read_by(front: "TextFrontEnd", options: argparse.Namespace, text: str) -> "Analysis":
+def read_by(front: "FrontEnd", options: argparse.Namespace, text: str) -> "Analysis":
     """The text as a front end reads it, by the options of texts."""
     first = getattr(options, "first_segment_tokens", 0)
     return front.analyse(text, options.segment_tokens, first, options.language, options.paragraph_ms)
@@ -318,17 +319,18 @@ def read_by(front: "TextFrontEnd", options: argparse.Namespace, text: str) -> "A
 
 def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
     """Random weights of the sizes in a config.yaml, for those who look at speed alone."""
-    from indextts_jax import config
+    from indextts_jax import checkpoint, config, languages
     from indextts_jax.model import Model
-    from indextts_jax.text import Analysis, TextFrontEnd, split
+    from indextts_jax.text import Analysis, split
 
     cfg = config.from_yaml(config.read_yaml(options.random_init))
     dtype = configure_jax(options)
     log.warning("random weights: the output is noise")
     params = _random_parameters(options.random_init, cfg, dtype)
-    vocabulary = options.random_init.parent / "bpe.model"
+    kind, name = checkpoint.text_kind(cfg)
+    vocabulary = options.random_init.parent / name
     if vocabulary.is_file():
-        front = TextFrontEnd.load(vocabulary)
+        front = kind.load(vocabulary)
         return Model(params, cfg, front), read_by(front, options, text)
     # Without a vocabulary, every byte is an id.
     pieces = [chr(2 + byte % (cfg.gpt.text_vocabulary - 3)) for byte in text.strip().encode()]
@@ -336,7 +338,8 @@ def _random(options: argparse.Namespace, text: str) -> "tuple[Model, Analysis]":
         raise Error("the text is empty: give at least one letter")
     segments = split(pieces, options.segment_tokens)
     ids = [[ord(piece) for piece in segment] for segment in segments]
-    analysis = Analysis(text, pieces, [i for part in ids for i in part], segments, ids, [])
+    language = None if cfg.gpt.languages is None else options.language or languages.guess(text)
+    analysis = Analysis(text, pieces, [i for part in ids for i in part], segments, ids, [], language=language)
     return Model(params, cfg, None), analysis  # type: ignore[arg-type]
 
 

@@ -35,7 +35,7 @@ def add_stream(sub: argparse.ArgumentParser) -> None:
         "--first-codes",
         type=number(int, 1, 1500),
         metavar="N",
-        help="codes of the first chunk of a segment, 50 a second: fewer are heard sooner (50)",
+        help="codes of the first chunk of a segment, 50 a second, or 25 with IndexTTS-2.5: fewer are heard sooner (50)",
     )
     group.add_argument("--hop", type=number(int, 1, 1500), metavar="N", help="codes of any other chunk at most (200)")
     group.add_argument(

@@ -28,8 +28,12 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         shown = ("normalized", "pieces", "ids", "segments", "lead", "pauses")
         fields = {name: getattr(analysis, name) for name in shown}
+        if analysis.language is not None:
+            fields["language"] = analysis.language
         print(json.dumps(fields, ensure_ascii=False))
         return
+    if analysis.language is not None:
+        print(f"language    {analysis.language}")
     print(f"normalized  {analysis.normalized}")
     if analysis.lead:
         print(f"pause       {analysis.lead} ms")

@@ -30,7 +30,13 @@ def add(commands: Any) -> None:
     some = numbers(int, 1, 100_000)
     group.add_argument("--batch", type=some, default=[1], metavar="N", help="segments side by side (1)")
     group.add_argument("--pieces", type=some, default=[32], metavar="N", help="text pieces of a segment (32)")
-    group.add_argument("--codes", type=some, default=[256], metavar="N", help="codes of a segment, 50 a second (256)")
+    group.add_argument(
+        "--codes",
+        type=some,
+        default=[256],
+        metavar="N",
+        help="codes of a segment, 50 a second, or 25 with IndexTTS-2.5 (256)",
+    )
     group.add_argument(
         "--voice-seconds",
         type=numbers(float, 0.1),

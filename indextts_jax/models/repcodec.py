@@ -28,6 +28,16 @@ class RepCodecConfig:
     kernel: int = 7
     stride: int | None = None  # frames of a code, which a decoder makes of it; None: one, and no decoder
 
+    @property
+    def frames(self) -> int:
+        """The semantic frames, 50 a second, that a code stands for."""
+        return self.stride or 1
+
+    @property
+    def reach(self) -> int:
+        """How many codes before and after its own a restored frame hears; none without a stride."""
+        return 0 if self.stride is None else (self.layers + 1) * (self.kernel // 2) + 1
+
 
 class Quantized(NamedTuple):
     codes: Array  # [B, T] int32
@@ -80,8 +90,8 @@ class Shrink(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array) -> tuple[Array, Array]:
-        stride = self.cfg.stride or 1
-        x = nn.Conv(self.cfg.width, 3, stride, padding="VALID", name="conv")(pad_edges(x, lengths, 1, 1, "zeros"))
+        x = pad_edges(x, lengths, 1, 1, "zeros")
+        x = nn.Conv(self.cfg.width, 3, self.cfg.frames, padding="VALID", name="conv")(x)
         return nn.gelu(x, approximate=False), code_lengths(self.cfg, lengths)
 
 
@@ -92,8 +102,8 @@ class Stretch(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array) -> Array:
-        stride = self.cfg.stride or 1
-        x = pad_edges(jnp.repeat(x, stride, axis=1), lengths * stride, 1, 1, "zeros")
+        x = jnp.repeat(x, self.cfg.frames, axis=1)
+        x = pad_edges(x, lengths * self.cfg.frames, 1, 1, "zeros")
         return nn.Conv(self.cfg.width, 3, padding="VALID", name="conv")(x)
 
 
@@ -170,7 +180,7 @@ def quantize(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array)
 
 def code_lengths(cfg: RepCodecConfig, lengths: Any) -> Any:
     """How many codes so many frames become, of integers or arrays of them; the last code may be of fewer frames."""
-    return (lengths - 1) // (cfg.stride or 1) + 1
+    return (lengths - 1) // cfg.frames + 1
 
 
 def _encoded(params: dict, cfg: RepCodecConfig, features: Array, lengths: Array) -> Array:

@@ -42,7 +42,7 @@ class Text(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     input: str = Field(min_length=1)
-    language: Literal["zh", "en"] | None = None
+    language: Literal["zh", "en", "es", "ja", "ar"] | None = None
     segment_tokens: int | None = Field(None, ge=1, le=10_000)
     first_segment_tokens: int | None = Field(None, ge=0, le=10_000)
     paragraph_ms: int | None = Field(None, ge=0, le=60_000)

@@ -22,11 +22,18 @@ import safetensors
 import safetensors.numpy
 
 from indextts_jax import files
+from indextts_jax.config import Config
 from indextts_jax.errors import Error, NotFound, shown
 from indextts_jax.features import MEL_RATE
 
 FORMAT = "indextts-jax corpus 1"
 _KEPT = 16  # shards that stay open
+
+
+def check_model(cfg: Config) -> None:
+    """Raise Error for a model that needs what no corpus holds: languages, and codes of several frames."""
+    if cfg.gpt.languages is not None or cfg.repcodec.stride is not None:
+        raise Error("training is not for models of IndexTTS-2.5 yet; use one of IndexTTS-2")
 
 
 class Utterance(NamedTuple):

@@ -40,7 +40,7 @@ from indextts_jax.files import FileError
 from indextts_jax.lora import Lora
 from indextts_jax.models import Params
 from indextts_jax.train import batches, stages
-from indextts_jax.train.corpus import Corpus
+from indextts_jax.train.corpus import Corpus, check_model
 from indextts_jax.train.settings import FREE, Settings
 from indextts_jax.train.stages import Recipe
 
@@ -220,6 +220,7 @@ def run(
     mesh = Mesh(devices, ("data",))
     everywhere, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
     cfg, _ = checkpoint.read_description(model)
+    check_model(cfg)
     described = _describe(stage, settings, corpus, model)
     _check_folder(output, described)
 

@@ -20,7 +20,8 @@ from indextts_jax.files import make_folder
 from indextts_jax.manifest import Problem
 from indextts_jax.model import Model
 from indextts_jax.models import campplus, repcodec
-from indextts_jax.text import LANGUAGES, TextFrontEnd
+from indextts_jax.multilingual import FrontEnd
+from indextts_jax.text import LANGUAGES
 from indextts_jax.train import corpus
 from indextts_jax.train.corpus import Line, Utterance
 
@@ -72,6 +73,7 @@ def prepare(
     model: COMPONENTS of it at least. batch: recordings that are encoded side by side. Raises Error where no row can be
     used, and NotFound and FileError.
     """
+    corpus.check_model(model.cfg)
     found = list(rows(path, model.text, model.cfg.gpt.most_texts))
     problems = [row for row in found if isinstance(row, Problem)]
     good = [row for row in found if isinstance(row, Row)]
@@ -108,7 +110,7 @@ def prepare(
     return Prepared(utterances, seconds, kept, tuple(sorted(problems)))
 
 
-def rows(path: Path, text: TextFrontEnd, most_texts: int) -> Iterator[Row | Problem]:
+def rows(path: Path, text: FrontEnd, most_texts: int) -> Iterator[Row | Problem]:
     """Each row of a manifest, or what is wrong with it. Raises as `manifest.rows`."""
     ids: dict[str, int] = {}
     for line, row in manifest.rows(path, FIELDS):
@@ -122,7 +124,7 @@ def rows(path: Path, text: TextFrontEnd, most_texts: int) -> Iterator[Row | Prob
             yield Problem(line, str(error))
 
 
-def _row(folder: Path, line: int, row: Any, text: TextFrontEnd, most_texts: int) -> Row:
+def _row(folder: Path, line: int, row: Any, text: FrontEnd, most_texts: int) -> Row:
     if isinstance(row, str):
         raise Error(row)
     for name in row:
