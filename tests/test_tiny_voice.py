@@ -238,8 +238,8 @@ def test_one_model_is_made_of_several(folder, tmp_path):
     found = checkpoint.restore(tmp_path / "whole", "bigvgan", changed, np.dtype(np.float32))
     np.testing.assert_array_equal(found["in"]["kernel"], other["in"]["kernel"])
     assert (tmp_path / "whole" / "bpe.model").read_bytes() == (folder / "bpe.model").read_bytes()
-    with pytest.raises(Error, match="s2mel is none of"):
-        assemble.assemble(folder, tmp_path / "other", {"s2mel": tmp_path / "run"})
+    with pytest.raises(Error, match="prototypes is none of"):
+        assemble.assemble(folder, tmp_path / "other", {"prototypes": tmp_path / "run"})
 
 
 def test_a_model_of_half_size(folder, tmp_path):

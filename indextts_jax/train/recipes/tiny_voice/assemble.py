@@ -22,8 +22,9 @@ from indextts_jax.convert import rest
 from indextts_jax.errors import Error
 from indextts_jax.train.recipes.tiny_voice import command
 
-# Whole by themselves, but for a GPT, which belongs to its codec and its conditioner: take them of one model.
-COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "gpt", "bigvgan")
+# Whole by themselves, but for a GPT, which belongs to its codec and conditioner, and a flow, which belongs to its GPT:
+# take them of one model.
+COMPONENTS = ("w2vbert", "repcodec", "campplus", "conditioner", "gpt", "s2mel", "bigvgan")
 
 
 def assemble(
