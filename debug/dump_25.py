@@ -120,7 +120,8 @@ def build(options: argparse.Namespace) -> tuple[Any, Any, int]:
         clean_pattern=re.compile(r"(?!)"), normalize=str, load=lambda: None, load_glossary_from_yaml=lambda path: None
     )
     infer.TextNormalizer = lambda **_: nothing
-    infer.JapaneseG2PProcessor = lambda **_: None
+    infer.JapaneseG2PProcessor = lambda **_: SimpleNamespace(process_ja_text=lambda text: text)
+    infer.nemo_text_normalize = lambda text, language: text
     infer.get_tokenizer = lambda **_: SimpleNamespace(encode=lambda text, **_: options.ids[int(text.split()[-1])])
     tts = infer.IndexTTS2(
         cfg_path=str(options.model_dir / "config.yaml"), model_dir=str(options.model_dir), device="cpu",

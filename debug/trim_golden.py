@@ -47,6 +47,9 @@ KEEP = {
         "seg?.gpt.speech_conditioning_latent", "seg?.gpt.emovec_merged", "seg?.gpt.logits_per_step", "seg?.gpt.beam_*",
         "seg?.gpt.sequence_score", "seg?.s2mel.length_regulator.ylens", "campplus.out", "meta",
     ),
+    # Their noise is that of v25_greedy.
+    **{f"v25_{language}": ("seg0.text_tokens", "seg0.gpt.codes", "seg0.bigvgan.in", "wav_int16", "meta")
+       for language in ("en", "zh", "es", "ja", "ar")},
     "en_sample": ("seg0.gpt.processed_scores_per_step", *(f"seg?.{name}" for name in SEGMENT[:4]), "meta"),
 }  # fmt: skip
 

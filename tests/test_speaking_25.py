@@ -313,6 +313,42 @@ def _shapes(arguments: Any, keywords: Any) -> str:
     return repr(jax.tree.map(shape, (arguments, dict(sorted(keywords.items())))))
 
 
+SENTENCES = {
+    "en": "Hello, this is a small test.",
+    "zh": "今天天气很好，3点见。",
+    "ja": "今日は天気がいいです。",
+    "ar": "مرحبا بكم في المدينة.",
+}
+
+
+@pytest.mark.slow
+def test_the_command_line_equals_reference(official_25, tmp_path):
+    """From a recording and a text, whose language its script tells, to codes, mel and samples."""
+    noise, voice = tmp_path / "noise.npz", str(FIXTURES / "audio" / "voice_24k.wav")
+    np.savez(noise, seg0=read(FIXTURES / "golden" / "v25_greedy.npz")["seg0.cfm.noise"])
+    for language, text in SENTENCES.items():
+        theirs = read(FIXTURES / "golden" / f"v25_{language}.npz")
+        out, saved = tmp_path / f"{language}.wav", tmp_path / f"{language}.npz"
+        given = ["speak", "--model", str(official_25), "--voice", voice, "--text", text, "--greedy", "--quiet"]
+        given += ["--max-codes", "24", "--fade-ms", "0", "--flow-noise", str(noise), "--save", str(saved)]
+        assert cli.main([*given, "--output", str(out)]) == 0
+        with np.load(saved) as ours:
+            assert ours["seg0.codes"].tolist() == theirs["seg0.gpt.codes"][0].tolist(), language
+            assert absolute(ours["seg0.mel"], theirs["seg0.bigvgan.in"][0]) <= TOLERANCE["mel"]
+        samples = soundfile.read(out, dtype="int16")[0].astype(int)
+        assert absolute(samples, theirs["wav_int16"][:, 0].astype(int)) <= TOLERANCE["samples"]
+
+
+def test_each_language_has_the_codes_of_the_reference(model, voice):
+    """Of its ids, in one batch: Spanish too, whose rules for numbers are an extra."""
+    found = {name: read(FIXTURES / "golden" / f"v25_{name}.npz") for name in (*SENTENCES, "es")}
+    texts = [ids_of(arrays, 1, name) for name, arrays in found.items()]
+    options = replace(GREEDY, steps=1)
+    spoken = pipeline.speak(model.params, model.cfg, texts, [voice] * 5, [0] * 5, options)
+    for speech, (name, arrays) in zip(spoken, found.items(), strict=True):
+        assert speech.segments[0].codes.tolist() == arrays["seg0.gpt.codes"][0].tolist(), name
+
+
 @pytest.mark.slow
 def test_commands_speak_with_it(quick_25, tmp_path, capsys):
     """`speak`, whole and in chunks, and `batch` with rows of two languages."""
