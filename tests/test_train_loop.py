@@ -267,6 +267,15 @@ def test_another_run_in_the_folder_is_refused(folder, tmp_path):
 def test_options_and_sizes_that_do_not_fit_are_named(folder, tmp_path):
     with pytest.raises(Error, match=r"loss\.weight is no option of this stage's loss, which has positions"):
         run(folder, tmp_path / "run", "gpt", replace(SETTINGS, loss={"weight": 1}))
+    for stage, loss, said in (
+        ("gpt", {"positions": "sideways"}, "'sideways', but must be one of second_pass, decoding, both"),
+        ("gpt", {"remat": 1}, "1, but must be true or false"),
+        ("flow", {"early": "x"}, "'x', but must be a number of at least 0"),
+        ("flow", {"content": -1.0}, "-1.0, but must be a number of at least 0"),
+        ("flow", {"prompt": True}, "True, but must be a number of at least 0"),
+    ):
+        with pytest.raises(Error, match=re.escape(f"loss.{next(iter(loss))} is {said}")):
+            run(folder, tmp_path / "run", stage, replace(SETTINGS, loss=loss))
     with pytest.raises(Error, match="lora_targets is missing: the codec stage has none of its own"):
         run(folder, tmp_path / "run", settings=replace(SETTINGS, lora=2))
     with pytest.raises(Error, match="no parameter is named codec"):

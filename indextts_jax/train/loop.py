@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec as P
 
 from indextts_jax import checkpoint, files, interrupts, lora, models
 from indextts_jax.config import Config
-from indextts_jax.errors import Error, shown
+from indextts_jax.errors import Error, short, shown
 from indextts_jax.files import FileError
 from indextts_jax.lora import Lora
 from indextts_jax.models import Params
@@ -319,11 +319,20 @@ def _load(
 def _check_loss(recipe: Recipe, settings: Settings) -> None:
     import inspect
 
-    known = [p.name for p in inspect.signature(recipe.loss).parameters.values() if p.default is not p.empty]
-    for name in settings.loss:
+    known = {p.name: p for p in inspect.signature(recipe.loss).parameters.values() if p.default is not p.empty}
+    for name, value in settings.loss.items():
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has none"
             raise Error(f"loss.{name} is no option of this stage's loss, which {has}; remove it")
+        if choices := get_args(known[name].annotation):
+            good, kind = value in choices, f"one of {', '.join(choices)}"
+        elif isinstance(known[name].default, bool):
+            good, kind = isinstance(value, bool), "true or false"
+        else:
+            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            kind = "a number of at least 0"
+        if not good:
+            raise Error(f"loss.{name} is {short(value)}, but must be {kind}")
 
 
 # ---- the folder of a run --------------------------------------------------------------------------------------------
