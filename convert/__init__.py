@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indextts_jax import byte_pairs, checkpoint, interrupts, models
+from indextts_jax import checkpoint, interrupts, models
 from indextts_jax import config as configuration
 from indextts_jax.config import Config, ConfigError, from_yaml, inside, read_json, read_yaml
 from indextts_jax.convert import qwen3, rest
@@ -20,7 +20,6 @@ from indextts_jax.convert.tensors import CheckpointError, Tensors
 from indextts_jax.errors import Error, NotFound, shown
 from indextts_jax.files import whole
 from indextts_jax.models.qwen3 import Qwen3Config
-from indextts_jax.text import TextFrontEnd
 
 __all__ = ["CheckpointError", "Report", "convert", "read", "read_config"]
 
@@ -104,10 +103,8 @@ def read(component: str, folder: Path, strict: bool = False) -> tuple[dict, Repo
 
 def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Path]:
     """The files besides weights that a converted model needs, by their names there; each was understood."""
-    if cfg.gpt.languages is None:
-        vocabulary, place = "bpe.model", inside(settings, "dataset.bpe_model")
-    else:
-        vocabulary = place = byte_pairs.NAME
+    kind, vocabulary = checkpoint.text_kind(cfg)
+    place = inside(settings, "dataset.bpe_model") if cfg.gpt.languages is None else vocabulary
     found = {vocabulary: folder / place}
     if (folder / "glossary.yaml").is_file():
         found["glossary.yaml"] = folder / "glossary.yaml"
@@ -117,10 +114,7 @@ def _others(folder: Path, settings: dict[str, Any], cfg: Config) -> dict[str, Pa
         if not path.is_file():
             raise NotFound(f"{path}: no such file; it belongs to the model, download it again")
     try:
-        if cfg.gpt.languages is None:
-            pieces = TextFrontEnd.load(found[vocabulary], found.get("glossary.yaml")).processor.get_piece_size()
-        else:
-            pieces = byte_pairs.Vocabulary.load(found[vocabulary]).size
+        pieces = kind.load(found[vocabulary], found.get("glossary.yaml")).size
     except Error:
         raise
     except (ValueError, OSError) as error:

@@ -9,14 +9,15 @@ import logging
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 from indextts_jax import files, settings
 from indextts_jax.errors import Error, shown
 
 logger = logging.getLogger(__name__)
 
-SPOKEN = ("zh", "en", "es", "ja", "ar")
+Language = Literal["zh", "en", "es", "ja", "ar"]
+SPOKEN: tuple[str, ...] = get_args(Language)
 
 # The first that a text has a letter of is its language.
 SCRIPTS = {

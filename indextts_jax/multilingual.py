@@ -52,6 +52,11 @@ class MultilingualFrontEnd:
         """
         return cls(Vocabulary.load(vocabulary), load_glossary(glossary) if glossary else {})
 
+    @property
+    def size(self) -> int:
+        """How many pieces there are."""
+        return self.vocabulary.size
+
     def analyse(
         self,
         text: str,

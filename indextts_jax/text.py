@@ -108,6 +108,11 @@ class TextFrontEnd:
             raise NotFound(f"{bpe_model}: no such file; the SentencePiece model belongs to the model folder")
         return cls(_load_model(bpe_model), load_glossary(glossary) if glossary else {})
 
+    @property
+    def size(self) -> int:
+        """How many pieces there are."""
+        return self.processor.get_piece_size()
+
     def analyse(
         self,
         text: str,

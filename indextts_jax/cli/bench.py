@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from indextts_jax.cli.options import MODEL_HELP, add_common, command, dtypes, model_folder, number, numbers
+from indextts_jax.cli.options import CODE_RATE, MODEL_HELP, add_common, command, dtypes, model_folder, number, numbers
 from indextts_jax.cli.shared import check_outputs, check_plot, read_file
 from indextts_jax.errors import Error
 
@@ -40,13 +40,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     some = numbers(int, 1, 100_000)
     group.add_argument("--batch", type=some, default=[1], metavar="N", help="utterances side by side, e.g. 1,8,32 (1)")
     group.add_argument("--beams", type=numbers(int, 1, 64), default=[3], metavar="N", help="width of beam search (3)")
-    group.add_argument(
-        "--codes",
-        type=some,
-        default=[150],
-        metavar="N",
-        help="codes, 50 a second of speech or as many as the model has (150)",
-    )
+    group.add_argument("--codes", type=some, default=[150], metavar="N", help=f"codes, {CODE_RATE} (150)")
     group.add_argument(
         "--voice-seconds", type=numbers(float, 0.2), default=[4.56], metavar="S", help="length of the recording (4.56)"
     )

@@ -157,6 +157,7 @@ def model_folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+CODE_RATE = "50 a second, or 25 with IndexTTS-2.5"
 MODEL_HELP = "folder that `indextts-jax convert` made, or its name in the settings"
 
 
@@ -362,7 +363,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1),
         default=1500,
         metavar="N",
-        help="cut a segment off after N codes, 50 a second, or 25 with IndexTTS-2.5 (%(default)s)",
+        help=f"cut a segment off after N codes, {CODE_RATE} (%(default)s)",
     )
     group.add_argument(
         "--retries",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from indextts_jax import interrupts
 from indextts_jax.cli.defaults import forget
-from indextts_jax.cli.options import number
+from indextts_jax.cli.options import CODE_RATE, number
 from indextts_jax.errors import Error
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_stream(sub: argparse.ArgumentParser) -> None:
         "--first-codes",
         type=number(int, 1, 1500),
         metavar="N",
-        help="codes of the first chunk of a segment, 50 a second, or 25 with IndexTTS-2.5: fewer are heard sooner (50)",
+        help=f"codes of the first chunk of a segment, {CODE_RATE}: fewer are heard sooner (50)",
     )
     group.add_argument("--hop", type=number(int, 1, 1500), metavar="N", help="codes of any other chunk at most (200)")
     group.add_argument(

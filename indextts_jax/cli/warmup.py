@@ -7,6 +7,7 @@ from typing import Any
 
 from indextts_jax import interrupts
 from indextts_jax.cli.options import (
+    CODE_RATE,
     add_common,
     add_device,
     add_model,
@@ -30,13 +31,7 @@ def add(commands: Any) -> None:
     some = numbers(int, 1, 100_000)
     group.add_argument("--batch", type=some, default=[1], metavar="N", help="segments side by side (1)")
     group.add_argument("--pieces", type=some, default=[32], metavar="N", help="text pieces of a segment (32)")
-    group.add_argument(
-        "--codes",
-        type=some,
-        default=[256],
-        metavar="N",
-        help="codes of a segment, 50 a second, or 25 with IndexTTS-2.5 (256)",
-    )
+    group.add_argument("--codes", type=some, default=[256], metavar="N", help=f"codes of a segment, {CODE_RATE} (256)")
     group.add_argument(
         "--voice-seconds",
         type=numbers(float, 0.1),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from indextts_jax.emotion import MOST, parse
+from indextts_jax.languages import Language
 from indextts_jax.pauses import PARAGRAPH_MS
 from indextts_jax.request import Options, Streaming
 
@@ -42,7 +43,7 @@ class Text(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     input: str = Field(min_length=1)
-    language: Literal["zh", "en", "es", "ja", "ar"] | None = None
+    language: Language | None = None
     segment_tokens: int | None = Field(None, ge=1, le=10_000)
     first_segment_tokens: int | None = Field(None, ge=0, le=10_000)
     paragraph_ms: int | None = Field(None, ge=0, le=60_000)
