@@ -53,13 +53,16 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()).rpartition(": ")[2].partition(" [")[0]
 
 
-def save(folder: Path, component: str, cfg: Any, tree: Any) -> None:
-    """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises FileError."""
+def save(folder: Path, component: str, cfg: Any, tree: Any, compress: bool = False) -> None:
+    """Write one component's parameters, numpy or JAX arrays, into an open folder. Raises FileError.
+
+    compress: what is shipped is, with Zstandard; official weights would hardly become smaller, and are read faster so.
+    """
     # One process of several writes by itself, and Orbax is to wait for no other.
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
     own: Any = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=_CONCURRENT_GB, **own)
+    handler = ocp.PyTreeCheckpointHandler(use_compression=compress, save_concurrent_gb=_CONCURRENT_GB, **own)
     try:
         with ocp.Checkpointer(handler, **own) as checkpointer:
             checkpointer.save(folder.absolute() / component, args=ocp.args.PyTreeSave(tree))

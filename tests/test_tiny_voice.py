@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -248,7 +249,9 @@ def test_a_model_of_half_size(folder, tmp_path):
     half, whole = load(tmp_path / "half"), load(folder)
     assert half.cfg == whole.cfg
     for name, tree in whole.params.items():
-        expected = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float16).astype(np.float32), tree)
+        expected = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32) if leaf.ndim > 1 else leaf, tree
+        )
         jax.tree.map(np.testing.assert_array_equal, half.params[name], expected)
     sizes = [sum(f.stat().st_size for f in at.rglob("d/*")) for at in (folder, tmp_path / "half")]
     saved = 2 * sum(leaf.size for leaf in jax.tree.leaves(whole.params))
@@ -257,11 +260,6 @@ def test_a_model_of_half_size(folder, tmp_path):
     assert {path.name for path in (tmp_path / "part").iterdir() if path.is_dir()} == {"repcodec"}
     assemble.assemble(folder, tmp_path / "again", {"repcodec": tmp_path / "part"})
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "again").params["repcodec"], half.params["repcodec"])
-    large = jax.tree.map(lambda leaf: leaf + np.float32(1e5), whole.params["repcodec"])
-    checkpoint.derive(folder, tmp_path / "large", {"repcodec": large})
-    with pytest.raises(Error, match="repcodec: some weights are too large for float16"):
-        assemble.assemble(tmp_path / "large", tmp_path / "no", {}, half=True)
-    assert not (tmp_path / "no").exists()
 
 
 def test_what_is_trained_so_far_fits_the_model():

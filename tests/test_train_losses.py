@@ -212,6 +212,31 @@ def test_short_prompts_and_early_times_are_drawn_where_asked_for():
     assert abs(np.mean(draw.t < 0.25) - 0.5) <= 0.03
 
 
+def test_codes_are_corrupted_as_said():
+    """Of each row another part, at most half; by others of all codes; whatever the padding."""
+    codes = np.full((2000, 40), 7, np.int32)
+    made = np.asarray(losses.corrupted(KEY, codes, 20, 0.5))
+    part = (made != 7).mean(axis=1)
+    assert abs(part.mean() - 0.25 * 19 / 20) <= 0.01
+    assert (part < 0.05).mean() > 0.05  # some rows are nearly whole
+    assert part.max() < 0.8
+    assert set(made.ravel()) == set(range(20))
+    np.testing.assert_array_equal(losses.corrupted(KEY, codes[:3, :30], 20, 0.5), made[:3, :30])
+
+
+def test_the_gpt_learns_the_codes_as_they_are_from_corrupted_ones(monkeypatch):
+    """What it is fed is corrupted; the codes that it is to predict, and the text before them, are not."""
+    case, fed = gpt_case(), []
+    _, whole = case.loss(case.params, batch=case.batch)
+    monkeypatch.setattr(losses, "corrupted", lambda key, codes, count, most: fed.append((count, most)) or codes * 0 + 3)
+    _, parts = case.loss(case.params, batch=case.batch, corrupt=0.5)
+    assert fed == [(CONFIG.gpt.start_code, 0.5)]
+    assert parts["text_loss"] == whole["text_loss"]
+    assert parts["code_loss"] != whole["code_loss"]
+    threes = case.batch._replace(codes=np.full_like(case.batch.codes, 3))
+    assert case.loss(case.params, batch=threes)[1]["code_loss"] != parts["code_loss"]
+
+
 def test_a_codebook_follows_the_outputs_that_have_its_codes():
     case = codec_case()
     average = losses.averaged(case.params["repcodec"]["quantizer"]["codebook"]["embedding"])

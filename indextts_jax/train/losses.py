@@ -60,6 +60,7 @@ def _each(key: Array, rows: int) -> Array:
 
 TEXT_WEIGHT, CODE_WEIGHT = 0.2, 0.8
 Positions = Literal["second_pass", "decoding", "both"]
+_CORRUPT = 1  # a purpose of a row's key, beside what `skipped` draws of the key itself
 
 
 class GPTBatch(NamedTuple):
@@ -74,13 +75,16 @@ class GPTBatch(NamedTuple):
 
 
 def gpt(
-    params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Positions = "second_pass", remat: bool = False
-) -> Loss:
+    params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Positions = "second_pass", remat: bool = False,
+    corrupt: float = 0.0,
+) -> Loss:  # fmt: skip
     """Cross-entropy of the codes (0.8) and of the text (0.2), each with its stop: means over all their tokens.
 
     params: "gpt", "conditioner" and "text_head" {"kernel" [D, text vocabulary], "bias"}. positions: of the codes, as
     the second pass counts them, as decoding does, which skips position 1, or "both", of which each row draws one, which
     costs no second pass. At most `cfg.gpt.most_texts` pieces and `most_codes` codes. remat: as in `gpt.latents`.
+    corrupt: see `corrupted`; from random weights, codes that tell enough of the next one teach the GPT to do without
+    the text.
 
     Parts: code_loss, text_loss, code_accuracy (of the best code, stop included). Reference: indextts/gpt/model_v2.py,
     forward, and the layout of model.py, whose losses also count a stop after the stop, and the padding.
@@ -91,7 +95,8 @@ def gpt(
     skips = skipped(key, B) if positions == "both" else jnp.full(B, positions == "decoding", jnp.int32)
     prefix = decoder.prefix(params["gpt"], net, latents, emotion, batch.texts, batch.text_lengths)
     codes = _stopped(batch.codes, batch.code_lengths, net.stop_code)
-    before, hidden = decoder.states(params["gpt"], net, prefix, batch.codes, 1 + skips, remat)
+    fed = corrupted(key, batch.codes, min(net.start_code, net.stop_code), corrupt) if corrupt else batch.codes
+    before, hidden = decoder.states(params["gpt"], net, prefix, fed, 1 + skips, remat)
 
     texts = _stopped(batch.texts, batch.text_lengths, net.stop_text)  # [B, X + 1]
     first = before.shape[1] - texts.shape[1] - 2  # where the texts' start stands
@@ -108,6 +113,17 @@ def gpt(
 def skipped(key: Array, rows: int) -> Array:
     """How many code positions each row skips where both rules are trained on: 0 or 1, [B] int32."""
     return jax.vmap(jax.random.bernoulli)(_each(key, rows)).astype(jnp.int32)
+
+
+def corrupted(key: Array, codes: Array, count: int, most: float) -> Array:
+    """Codes [B, C] of which some are others of `count`: of each row another part, none to `most` of it."""
+
+    def row(key: Array, codes: Array) -> Array:
+        part, place, drawn = jax.random.split(jax.random.fold_in(key, _CORRUPT), 3)
+        bad = jax.random.uniform(place, codes.shape) < most * jax.random.uniform(part)
+        return jnp.where(bad, jax.random.randint(drawn, codes.shape, 0, count), codes)
+
+    return jax.vmap(row)(_each(key, codes.shape[0]), codes)
 
 
 def _stopped(ids: Array, lengths: Array, stop: int) -> Array:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
 CROP = 32  # mel frames of a row of the vocoder
-CODES = (64, 128, 256, 384, 512, 768, 1024, 1536)  # to how many codes a batch is padded: a program each
+CODES = (64, 96, 128, 160, 192, 256, 384, 512, 768, 1024, 1536)  # to how many codes a batch is padded: a program each
 LONGEST = CODES[-1]
 HEARD = 15 * 50  # semantic frames that are heard of a speaker, as when speaking
 

@@ -1,8 +1,8 @@
 """python -m indextts_jax.train.recipes.tiny_voice.assemble BASE OUT bigvgan=RUN/model: one model of several runs.
 
 Stages that need nothing of each other are trained side by side, each to a model of its own. With --half the weights are
-written in float16, for a model that is shipped; --only writes some components alone, to be kept until the others are
-trained: such a folder is no model, but may be named here again.
+written in bfloat16 and compressed, for a model that is shipped; --only writes some components alone, to be kept until
+the others are trained: such a folder is no model, but may be named here again.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from indextts_jax import checkpoint, files, models
 from indextts_jax.config import Config
@@ -32,8 +31,8 @@ def assemble(
 ) -> None:
     """Write into `out`, which must not exist, the model in `base` with components of other folders.
 
-    half: in float16, else float32; only: the components to write. Raises NotFound, ModelError, FileError, and Error for
-    components of other sizes, or with weights that float16 cannot hold.
+    half: matrices in bfloat16, compressed, else all in float32; only: the components to write. Raises NotFound,
+    ModelError, FileError, and Error for components of other sizes.
     """
     cfg, source = checkpoint.read_description(base)
     changed: dict[str, Any] = {}
@@ -55,9 +54,8 @@ def assemble(
             rest.save(partial, rest.read(base))  # the text's head, without which it is neither trained on nor exported
         for component in models.COMPONENTS if only is None else only:
             tree = changed[component] if component in changed else _read(base, component, cfg)
-            checkpoint.save(
-                partial, component, getattr(cfg, component), _halved(component, tree) if half else tree
-            )  # fmt: skip
+            kept = _halved(tree) if half else tree
+            checkpoint.save(partial, component, getattr(cfg, component), kept, compress=half)
         checkpoint.save_description(partial, cfg, source)
 
 
@@ -65,13 +63,9 @@ def _read(folder: Path, component: str, cfg: Config) -> Any:
     return jax.device_get(checkpoint.restore(folder, component, getattr(cfg, component), jnp.dtype(jnp.float32)))
 
 
-def _halved(component: str, tree: Any) -> Any:
-    """Raises Error for what float16 cannot hold."""
-    with np.errstate(over="ignore"):
-        made = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float16), tree)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made)):
-        raise Error(f"{component}: some weights are too large for float16; leave out --half")
-    return made
+def _halved(tree: Any) -> Any:
+    """Matrices in bfloat16; vectors, which are few, in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.ndim > 1 else leaf, tree)
 
 
 def main() -> int:
@@ -79,7 +73,7 @@ def main() -> int:
     parser.add_argument("base", type=Path, metavar="BASE", help="folder of the model that has all the rest")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the new model; must not exist")
     parser.add_argument("others", nargs="*", metavar="COMPONENT=FOLDER", help=", ".join(COMPONENTS))
-    parser.add_argument("--half", action="store_true", help="write the weights in float16")
+    parser.add_argument("--half", action="store_true", help="write the matrices in bfloat16, and compress")
     parser.add_argument(
         "--only", nargs="+", choices=models.COMPONENTS, metavar="COMPONENT", help="write these components alone"
     )
