@@ -3,17 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-DEMO_TEXT := Hello world, this is a small test of the speech system.
+DEMO_TEXT := The train to the beach leaves at noon.
 
 .PHONY: demo test test-fast test-slow test-tpu gpu lint clean
 
 demo: $(VENV)/.plot
-	rm -rf demo-model
-	$(BIN)/indextts-jax convert tests/fixtures/tiny demo-model
-	$(BIN)/indextts-jax speak --model demo-model --voice tests/fixtures/audio/voice_24k.wav --text "$(DEMO_TEXT)" \
-		--greedy --max-codes 100 --output demo.wav --plot demo.png --force --quiet
-	@echo "demo.wav and demo.png are there. The model is tiny and its weights are RANDOM: what you hear is noise,"
-	@echo "as it is when the PyTorch reference speaks with these weights. With the official weights of IndexTTS-2:"
+	$(BIN)/indextts-jax speak --model tiny --text "$(DEMO_TEXT)" --output demo.wav --plot demo.png --force --quiet
+	@echo "demo.wav says: $(DEMO_TEXT) demo.png is its mel. In your own words:"
+	@echo "  $(BIN)/indextts-jax speak --text \"My father has a small dog and seven books.\" -o mine.wav"
+	@echo "The model is small and knows some two hundred words. With the official weights of IndexTTS-2:"
 	@echo "  $(BIN)/indextts-jax download checkpoints --convert model --accept-licence"
 	@echo "  $(BIN)/indextts-jax speak --model model --voice voice.wav --text \"Hello.\" --output hello.wav"
 
@@ -42,7 +40,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf .venv demo-model demo.wav demo.png .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv demo.wav demo.png .pytest_cache .ruff_cache *.egg-info
 
 $(VENV)/.%: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

@@ -97,7 +97,7 @@ def unused(cfg: Config) -> dict[str, np.ndarray]:
         f"{dit}.content_mask_embedder.weight": (1, net.width), "length_regulator.mask_token": (1, net.content),
         "length_regulator.embedding.weight": (16, net.content),
     }  # fmt: skip
-    for i in range(net.depth):
+    for i in range(net.depth // 2 + 1):  # the layers that receive no skip
         layer = f"{dit}.transformer.layers.{i}.skip_in_linear"
         shapes |= {f"{layer}.weight": (net.width, 2 * net.width), f"{layer}.bias": (net.width,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -110,6 +110,8 @@ def complete(path: Path, more: dict[str, np.ndarray]) -> None:
         for part, tensors_of in read_pth(path)["net"].items()
         for name, tensor in flatten(tensors_of, path, f"{part}.").items()
     }
+    if both := found.keys() & more.keys():
+        raise ValueError(f"{path}: {min(both)} is there already")
     write_pth(path, s2mel.state(found | more))
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from indextts_jax import audio, checkpoint, emotion, lora, pipeline, streaming, voice
+from indextts_jax import audio, checkpoint, embedded, emotion, lora, pipeline, streaming, voice
 from indextts_jax.audio import Recording
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
@@ -133,14 +133,14 @@ def _felt(given: Emotion | str | None) -> Emotion | None:
 
 
 def load(
-    folder: Source,
+    folder: Source = embedded.FOLDER,
     dtype: Any = None,
     components: Sequence[str] = COMPONENTS,
     sharding: Sharding | None = None,
     check: bool = True,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Model:
-    """Load a model that `indextts-jax convert` made, component by component.
+    """Load a model that `indextts-jax convert` made, component by component; without a folder, the embedded one.
 
     dtype: of weights and computation, "float32" or "bfloat16" (default: float32 on a CPU, bfloat16 on GPU and TPU), or
     "int8": the matrices that decoding reads, rounded while they are loaded; all else is as by default. sharding: where

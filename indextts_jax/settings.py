@@ -25,7 +25,7 @@ from typing import Any
 
 import platformdirs
 
-from indextts_jax import files
+from indextts_jax import embedded, files
 from indextts_jax.errors import Error, NotFound, short, shown
 
 NAME = "indextts-jax"
@@ -79,9 +79,11 @@ def here(text: str) -> Path:
 
 
 def model_folder(text: str, content: Mapping[str, Any] | None = None) -> Path:
-    """The folder of a model by its name in [models], else the path that `text` is."""
+    """The folder of a model by its name in [models] or `embedded.NAME`, else the path that `text` is."""
     named = (read() if content is None else content).get(MODELS, {}).get(text)
-    return Path(text) if named is None else here(named)
+    if named is None:
+        return embedded.FOLDER if text == embedded.NAME else Path(text)
+    return here(named)
 
 
 def model(content: Mapping[str, Any], command: str = "") -> Path | None:
@@ -94,8 +96,9 @@ def model(content: Mapping[str, Any], command: str = "") -> Path | None:
 
 
 def written(text: str, content: Mapping[str, Any]) -> Path:
-    """The folder of a model that the file names: by its name in [models], or by a path from where the file is."""
-    return here(content.get(MODELS, {}).get(text, text))
+    """The folder of a model that the file names: by its name, as above, or by a path from where the file is."""
+    named = content.get(MODELS, {}).get(text)
+    return embedded.FOLDER if named is None and text == embedded.NAME else here(named or text)
 
 
 def cache() -> Path:

@@ -8,7 +8,7 @@ CONVERT = PACKAGE.parent / "convert"
 
 # From the bottom to the top. A package stands for its files, which may import each other where they make no circle.
 LAYERS = (
-    ("errors", "buckets", "timing", "models.layers", "ends"),
+    ("errors", "buckets", "timing", "models.layers", "ends", "embedded"),
     ("interrupts", "models", "features", "seeds", "yaml_file", "rules", "shards", "pauses"),
     ("files",),
     ("config", "decoding", "text", "byte_pairs", "journal", "download", "settings"),

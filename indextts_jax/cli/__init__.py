@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from indextts_jax import __version__, interrupts, settings
+from indextts_jax import __version__, embedded, interrupts, settings
 from indextts_jax.cli import (
     batch,
     bench,
@@ -32,6 +32,8 @@ from indextts_jax.cli import (
 )
 from indextts_jax.cli.options import Formatter, Parser
 from indextts_jax.errors import Error
+
+log = logging.getLogger(__name__)
 
 COMMANDS = (
     download, convert, check, config, info, speak, batch, serve, webui, voice, emotion, text, warmup, bench, prepare,
@@ -66,6 +68,8 @@ def run_command(command: Callable[[argparse.Namespace], None], options: argparse
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with interrupts.handled():
+            if getattr(options, "fell_back", False):
+                log.warning("no model is named, so %s is used: %s", embedded.NAME, embedded.WHAT)
             command(options)
     except KeyboardInterrupt as error:
         status = error.status if isinstance(error, interrupts.Interrupted) else 130

@@ -17,8 +17,7 @@ def add(commands: Any) -> None:
     sub = command(commands, "check", run, about, "[MODEL] [options]", *examples)
     sub.bare = True
     group = sub.add_argument_group("everyday")
-    add_model_place(sub, group)
-    sub.needs_model = False
+    add_model_place(sub, group, needed=False)
     add_device(group)
     group.add_argument("--json", action="store_true", help="print the findings as JSON")
     add_common(sub)

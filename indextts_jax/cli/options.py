@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from indextts_jax import settings
+from indextts_jax import embedded, settings
 from indextts_jax.cli import defaults
 from indextts_jax.errors import Error
 from indextts_jax.languages import SPOKEN
@@ -41,6 +41,7 @@ class Parser(argparse.ArgumentParser):
     bare = False  # whether it can be used without arguments
     model: argparse.Action | None = None  # the option that names the model, where settings may do so
     needs_model = False
+    falls_back = False  # whether the embedded model does, where none is named
 
     def error(self, message: str) -> NoReturn:
         usage = " ".join(self.format_usage().removeprefix("usage: ").split())
@@ -62,8 +63,12 @@ class Parser(argparse.ArgumentParser):
         options, others = super().parse_known_args(args, namespace)
         defaults.settle(self, options, before)
         if self.needs_model and options.model is None and getattr(options, "random_init", None) is None:
-            option = "add --model DIR" if self.model is None or self.model.option_strings else "give MODEL"
-            self.error(f"no model is named: {option}, set INDEXTTS_MODEL, or run `indextts-jax config set model DIR`")
+            if self.falls_back:
+                options.model, options.fell_back = embedded.FOLDER, True
+                return options, others
+            self.error(
+                "no model is named: add --model DIR, set INDEXTTS_MODEL, or run `indextts-jax config set model DIR`"
+            )
         return options, others
 
     def _heed_settings(self, name: str) -> dict[str, Any]:
@@ -158,23 +163,29 @@ def model_folder(text: str) -> Path:
 
 
 CODE_RATE = "50 a second, or 25 with IndexTTS-2.5"
-MODEL_HELP = "folder that `indextts-jax convert` made, or its name in the settings"
+MODEL_HELP = f"folder that `indextts-jax convert` made, its name in the settings, or {embedded.NAME}: a small voice"
+_OF_SETTINGS = "that of the settings"
 
 
-def add_model(parser: Parser, group: Any = None) -> None:
-    """The model to use, in a group of the parser's options; it may stand in the settings."""
-    action = (group or parser).add_argument(
-        "--model", type=model_folder, metavar="DIR", help=f"{MODEL_HELP} (default: that of the settings)"
+def add_model(parser: Parser, group: Any = None, falls_back: bool = True) -> None:
+    """The model to use, in a group of the parser's options; it may stand in the settings.
+
+    falls_back: to the embedded model where none is named.
+    """
+    otherwise = f"{_OF_SETTINGS}, else {embedded.NAME}" if falls_back else _OF_SETTINGS
+    parser.model = (group or parser).add_argument(
+        "--model", type=model_folder, metavar="DIR", help=f"{MODEL_HELP} (default: {otherwise})"
     )
-    parser.model, parser.needs_model = action, True
+    parser.needs_model, parser.falls_back = True, falls_back
 
 
-def add_model_place(parser: Parser, group: Any) -> None:
-    """The same as an argument that may be left out."""
+def add_model_place(parser: Parser, group: Any, needed: bool = True) -> None:
+    """The same as an argument that may be left out; needed: it cannot do without any."""
+    otherwise = f"{_OF_SETTINGS}, else {embedded.NAME}" if needed else _OF_SETTINGS
     parser.model = group.add_argument(
-        "model", nargs="?", type=model_folder, metavar="MODEL", help=f"{MODEL_HELP} (default: that of the settings)"
+        "model", nargs="?", type=model_folder, metavar="MODEL", help=f"{MODEL_HELP} (default: {otherwise})"
     )
-    parser.needs_model = True
+    parser.needs_model = parser.falls_back = needed
 
 
 def add_lora(group: Any) -> None:

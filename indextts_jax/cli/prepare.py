@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     group = sub.add_argument_group("everyday")
     group.add_argument("manifest", type=Path, metavar="MANIFEST", help="file that names the recordings")
     group.add_argument("out", type=Path, metavar="OUT", help="folder of the corpus; made if it is not there")
-    add_model(sub, group)
+    add_model(sub, group, falls_back=False)
     group.add_argument(
         "--batch", type=number(int, 1, 1024), default=8, metavar="N", help="recordings side by side (%(default)s)"
     )

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indextts_jax import interrupts
+from indextts_jax import embedded, interrupts
 from indextts_jax.cli.options import (
     Parser,
     add_batch,
@@ -45,6 +45,7 @@ WARM_CODES = 256  # of the longest segment that is: five seconds of speech
 
 
 EXAMPLES = (
+    "indextts-jax serve",
     "indextts-jax serve --voices voices",
     "indextts-jax serve --voices voices --host 0.0.0.0 --api-key-file key",
 )
@@ -52,7 +53,7 @@ EXAMPLES = (
 
 def add(commands: Any) -> None:
     about = "Speak over HTTP, as OpenAI's clients ask for it; requests share batches."
-    sub = command(commands, "serve", run, about, "--voices DIR [options]", *EXAMPLES)
+    sub = command(commands, "serve", run, about, "[--voices DIR] [options]", *EXAMPLES)
     add_options(sub, 8000)
     sub.set_defaults(page=False)
 
@@ -67,7 +68,7 @@ def add_options(sub: Parser, port: int, uploads: bool = False) -> None:
         "--voices",
         type=Path,
         metavar="DIR",
-        help="folder of recordings and Voice files: anna.wav is the voice anna",
+        help=f"folder of recordings and Voice files: anna.wav is the voice anna (default: of {embedded.NAME}, its own)",
     )
     group.add_argument(
         "--host",
@@ -157,7 +158,8 @@ def run(options: argparse.Namespace) -> None:
     )  # fmt: skip
     hosts = tuple(dict.fromkeys([*app.LOCAL, options.host]))
     try:
-        voices = Voices(options.voices)
+        own = embedded.VOICES if options.model == embedded.FOLDER else None
+        voices = Voices(options.voices or own)
     except Error as error:
         raise Error(f"--voices {error}") from None
     uploads = options.page or options.allow_uploads

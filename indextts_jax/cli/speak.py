@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indextts_jax import interrupts
+from indextts_jax import embedded, interrupts
 from indextts_jax.cli.defaults import forget
 from indextts_jax.cli.options import (
     add_batch,
@@ -62,6 +62,7 @@ log = logging.getLogger(__name__)
 
 
 EXAMPLES = (
+    'indextts-jax speak --text "Hello." -o hello.wav',
     'indextts-jax speak --voice voice.wav --text "Hello." -o hello.wav',
     "indextts-jax speak --voice anna.safetensors --text-file chapter.txt -o a.flac",
     'indextts-jax speak --voice voice.wav --text "Hello." --stream -',
@@ -69,7 +70,7 @@ EXAMPLES = (
 
 
 def add(commands: Any) -> None:
-    usage = "--voice FILE (--text TEXT | --text-file FILE) -o FILE [options]"
+    usage = "[--voice FILE] (--text TEXT | --text-file FILE) -o FILE [options]"
     sub = command(commands, "speak", run, "Speak a text in the voice of a recording.", usage, *EXAMPLES)
     group = sub.add_argument_group("everyday")
     model = group.add_mutually_exclusive_group()
@@ -78,9 +79,9 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--voice",
         type=Path,
-        required=True,
         metavar="FILE",
-        help="recording of the speaker, of which 15 s are heard, or a Voice file (.safetensors)",
+        help="recording of the speaker, of which 15 s are heard, or a Voice file (.safetensors) (default: of the model "
+        f"{embedded.NAME}, its own)",
     )
     add_voice_start(group)
     add_lora(group)
@@ -147,8 +148,10 @@ def run(options: argparse.Namespace) -> None:
 
     # Everything that can be wrong with the arguments is found before the weights are loaded.
     begin, streaming = time.perf_counter(), check_stream(options)
-    if options.output is None and options.stream != STDOUT:
-        options.parser.error("the following arguments are required: -o/--output")
+    heard: Any = options.voice or (embedded.VOICE if options.model == embedded.FOLDER else None)
+    needed = {"--voice": heard, "-o/--output": options.output or options.stream == STDOUT}
+    if missing := [name for name, given in needed.items() if not given]:
+        options.parser.error(f"the following arguments are required: {', '.join(missing)}")
     own = {name: getattr(options, name) for name in ("silence_ms", "fade_ms", "trim_tail", "speed")}
     settings = read_settings(options, options.batch, **own)
     kind = "wav" if options.output is None else _kind(options)
@@ -160,8 +163,8 @@ def run(options: argparse.Namespace) -> None:
     check_outputs(outputs, inputs, options.force)
     text = _read_text(options)
     recording = None
-    if options.voice.suffix != ".safetensors":
-        recording = audio.load_speaker(options.voice, options.voice_start)
+    if heard.suffix != ".safetensors":
+        recording = audio.load_speaker(heard, options.voice_start)
     noise = _read_noise(options.flow_noise) if options.flow_noise else None
     felt = _read_emotion(options, text)
 
@@ -171,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
         given = _given_noise(noise, len(analysis.segments)) if noise is not None else None
         with Stopwatch() as speaking:
             progress("listening", 0, 1)
-            voice = model.listen(options.voice if recording is None else recording)
+            voice = model.listen(heard if recording is None else recording)
             if felt is not None and not isinstance(felt, Emotion):
                 felt = model.feel(felt, 1.0 if options.emotion_alpha is None else options.emotion_alpha)
             if streaming is not None:

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="settings in YAML; docs/training.md lists them"
     )
-    add_model(sub, group)
+    add_model(sub, group, falls_back=False)
     group.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for checkpoints, the log and what comes of it"
     )
