@@ -67,6 +67,12 @@ def test_it_says_what_it_is_asked_to(model, recognise):
     assert of_another > 0.8
 
 
+def test_an_emotion_by_weights_changes_nothing(model):
+    """It knows none, and must not be led astray by one: every prototype has the emotion that all recordings have."""
+    own, vectors = model.listen(embedded.VOICE).emotion, model.params["prototypes"]["vector"]
+    np.testing.assert_allclose(vectors, np.broadcast_to(own, vectors.shape), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_so_does_a_stream(model, recognise):
     voice = model.listen(embedded.VOICE)

@@ -25,7 +25,7 @@ from indextts_jax import audio, checkpoint, features, files, models, text, voice
 from indextts_jax.config import Config
 from indextts_jax.convert import rest
 from indextts_jax.errors import Error, NotFound
-from indextts_jax.models import Params
+from indextts_jax.models import Params, conditioner
 from indextts_jax.models.bigvgan import BigVGANConfig
 from indextts_jax.models.campplus import CAMPPlusConfig
 from indextts_jax.models.conditioner import ConditionerConfig, EncoderConfig
@@ -173,6 +173,13 @@ def alike(campplus: Any, conditioner: Any) -> tuple[Any, Any]:
     return _scaled(campplus, "out/kernel", 0.0), _scaled(conditioner, LAST, 0.0)
 
 
+def one_mood(params: Params, cfg: Config) -> Array:
+    """Prototypes' vectors [rows, D] that change nothing, where every recording has the same emotion: that one."""
+    heard = jnp.zeros((1, 9, cfg.conditioner.semantic))
+    own = conditioner.emotion_vector(params["conditioner"], cfg.conditioner, heard, jnp.array([9]))
+    return jnp.broadcast_to(own, params["prototypes"]["vector"].shape)
+
+
 def measured(params: Params, cfg: Config, recordings: list[np.ndarray]) -> tuple[Array, Array, Array]:
     """Of recordings at 22.05 kHz: the mean of the log-mel [M], mean and variance of the semantic features [E]."""
     mels, heard = [], []
@@ -204,6 +211,7 @@ def make(corpus: Path, out: Path, seed: int, sizes: Config = SIZES, count: int =
     params["bigvgan"], params["s2mel"] = quiet(params["bigvgan"], mel), plain(params["s2mel"], mel)
     if len({row.get("speaker") for row in rows}) == 1:
         params["campplus"], params["conditioner"] = alike(params["campplus"], params["conditioner"])
+        params["prototypes"]["vector"] = one_mood(params, cfg)
     if (size := weight(params)) > MOST_BYTES:
         raise Error(f"the model has {size / 1e6:.1f} MB in 16 bits, more than {MOST_BYTES / 1e6:.0f}")
     with files.whole(out) as partial:
