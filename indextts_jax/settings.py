@@ -80,10 +80,7 @@ def here(text: str) -> Path:
 
 def model_folder(text: str, content: Mapping[str, Any] | None = None) -> Path:
     """The folder of a model by its name in [models] or `embedded.NAME`, else the path that `text` is."""
-    named = (read() if content is None else content).get(MODELS, {}).get(text)
-    if named is None:
-        return embedded.FOLDER if text == embedded.NAME else Path(text)
-    return here(named)
+    return _named(text, read() if content is None else content) or Path(text)
 
 
 def model(content: Mapping[str, Any], command: str = "") -> Path | None:
@@ -97,8 +94,14 @@ def model(content: Mapping[str, Any], command: str = "") -> Path | None:
 
 def written(text: str, content: Mapping[str, Any]) -> Path:
     """The folder of a model that the file names: by its name, as above, or by a path from where the file is."""
+    return _named(text, content) or here(text)
+
+
+def _named(text: str, content: Mapping[str, Any]) -> Path | None:
     named = content.get(MODELS, {}).get(text)
-    return embedded.FOLDER if named is None and text == embedded.NAME else here(named or text)
+    if named is not None:
+        return here(named)
+    return embedded.FOLDER if text == embedded.NAME else None
 
 
 def cache() -> Path:
