@@ -64,6 +64,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     felt.add_argument("--emotion-vector", type=dump_python._vector, metavar="W", help="eight weights")
     add("--emotion-alpha", type=float, default=1.0, metavar="A", help="how much of the emotion (%(default)s)")
     add("--beams", type=dump_python._positive, default=1, help="continuations kept while codes are drawn (%(default)s)")
+    add("--sample", action="store_true", help="draw the codes instead of taking the best at each step")
+    add("--seed", type=int, default=0, help="of drawing the codes (%(default)s)")
     add("--max-codes", type=dump_python._positive, default=24, help="per segment, 25 a second (%(default)s)")
     add("--duration", type=float, default=1.0, help="factor of the target's length (%(default)s)")
     add("--noise-seed", type=int, default=0, help="of the noise: segment n has it + n (%(default)s)")
@@ -196,12 +198,13 @@ def dump(options: argparse.Namespace) -> dict[str, np.ndarray]:
     recorder = Recorder(options.layers)
     record_front(recorder, tts)
     dump_python.record_conditioning(recorder, tts, torch, width)
-    dump_python.record_gpt(recorder, tts, torch, sample=False)
+    dump_python.record_gpt(recorder, tts, torch, sample=options.sample)
     record_language(recorder, tts.gpt)
     dump_python.record_codec(recorder, tts.semantic_codec)
     record_decoder(recorder, tts.semantic_codec)
     dump_python.record_s2mel(recorder, tts, torch, options.noise_seed)
     dump_python.record_bigvgan(recorder, tts.bigvgan)
+    torch.manual_seed(options.seed)
     with contextlib.redirect_stdout(sys.stderr):
         generation = tts.infer_generator(
             str(options.speaker), "ids", None, options.language,
@@ -217,8 +220,9 @@ def dump(options: argparse.Namespace) -> dict[str, np.ndarray]:
     meta = {
         "ref": options.speaker.name, "emo_audio": options.emotion_audio and options.emotion_audio.name,
         "emo_alpha": options.emotion_alpha, "emo_vector": options.emotion_vector, "language": options.language,
-        "beams": options.beams, "max_mel": options.max_codes, "sample": False, "repetition_penalty": 10.0,
-        "length_penalty": 0.0, "noise_seed": options.noise_seed, "duration": options.duration,
+        "beams": options.beams, "max_mel": options.max_codes, "sample": options.sample,
+        "seed": options.seed, "repetition_penalty": 10.0, "length_penalty": 0.0, "noise_seed": options.noise_seed,
+        "duration": options.duration,
         "segments": recorder.now["segment"] + 1, "audio_seconds": len(wave) / rate, "torch": torch.__version__,
         "model": options.model_dir.resolve().name, "layers": options.layers, "system": "2.5",
         "versions": {name: dump_python._version(name) for name in dump_python.PACKAGES}

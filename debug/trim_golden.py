@@ -47,6 +47,10 @@ KEEP = {
         "seg?.gpt.speech_conditioning_latent", "seg?.gpt.emovec_merged", "seg?.gpt.logits_per_step", "seg?.gpt.beam_*",
         "seg?.gpt.sequence_score", "seg?.s2mel.length_regulator.ylens", "campplus.out", "meta",
     ),
+    "v25_sample": (
+        *(f"seg0.{name}" for name in SEGMENT[:4]), "seg0.language", "seg0.gpt.processed_scores_per_step", "meta",
+    ),
+    "v25_beam3_sample": (*BEAMS, "seg0.language", "seg0.gpt.processed_scores_per_step"),
     # Their noise is that of v25_greedy.
     **{f"v25_{language}": ("seg0.text_tokens", "seg0.gpt.codes", "seg0.bigvgan.in", "wav_int16", "meta")
        for language in ("en", "zh", "es", "ja", "ar")},

@@ -160,10 +160,15 @@ def test_a_damaged_vocabulary_is_refused(folder, tmp_path):
         pytest.param("v25_greedy", "bigvgan", 1, marks=LONG),  # the network and the weights of 2.0
         ("v25_segments", "conditioner", 4),
         ("v25_segments", "gpt", 14),
+        ("v25_sample", "gpt", 1),
+        ("v25_beam3_sample", "gpt", 1),
     ],
 )
 def test_every_stage_equals_reference(model, tiny, name, stage, least):
-    """Greedy in English; in Chinese two segments, 3 beams, an emotion vector, ids of start and stop inside a text."""
+    """Greedy in English; in Chinese two segments, 3 beams, an emotion vector, ids of start and stop inside a text.
+
+    Of codes that are drawn, in English with one beam and three, the scores that they are drawn by.
+    """
     if stage == "bigvgan":
         model = replace(changed(model, stage, tiny.params(stage)), cfg=replace(model.cfg, bigvgan=tiny.cfg.bigvgan))
     verdicts = list(validate.validate(Case(model, golden(name)), [stage]))
