@@ -261,7 +261,7 @@ def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
         )
     _check(folder, path.name)
     tokenizer = read_tokenizer(path)
-    return Reader(restore(folder, "qwen3", cfg.qwen3, jnp.dtype(dtype or models.default_dtype())), cfg.qwen3, tokenizer)
+    return Reader(restore(folder, "qwen3", cfg.qwen3, models.asked(dtype)), cfg.qwen3, tokenizer)
 
 
 def read_tokenizer(path: Path) -> Any:

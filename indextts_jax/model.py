@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from indextts_jax import audio, checkpoint, embedded, emotion, lora, pipeline, streaming, voice
+from indextts_jax import audio, checkpoint, embedded, emotion, lora, models, pipeline, streaming, voice
 from indextts_jax.audio import Recording
 from indextts_jax.config import Config
 from indextts_jax.emotion import Emotion
 from indextts_jax.errors import Error
 from indextts_jax.lora import Lora
-from indextts_jax.models import COMPONENTS, Params, default_dtype
+from indextts_jax.models import COMPONENTS, Params
 from indextts_jax.multilingual import FrontEnd
 from indextts_jax.pipeline import Audio
 from indextts_jax.request import Chunk, Options, Streaming
@@ -145,12 +145,11 @@ def load(
     dtype: of weights and computation, "float32" or "bfloat16" (default: float32 on a CPU, bfloat16 on GPU and TPU), or
     "int8": the matrices that decoding reads, rounded while they are loaded; all else is as by default. sharding: where
     the weights go (default: the first device). check: hold every file against its checksum. progress: called with the
-    stage, the megabytes read and the megabytes in all. Raises `Error` for a folder that cannot be used.
+    stage, the megabytes read and the megabytes in all. Raises `Error` for a dtype or a folder that cannot be used.
     """
-    folder = Path(folder)
+    folder, kind = Path(folder), models.asked(dtype)
     cfg, _ = checkpoint.read_description(folder)
     text = checkpoint.load_text(folder)
-    kind = jax.numpy.dtype(dtype or default_dtype())
     sizes = [_megabytes(folder / name) for name in components]
     params = {}
     for i, name in enumerate(components):

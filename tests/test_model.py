@@ -47,6 +47,13 @@ def test_lists_and_what_goes_with_them(model, voice):
         model.speak(["a b", "c d"], [voice], options=SHORT)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float16", "half precision", 3])
+def test_weights_in_another_dtype_are_refused(dtype):
+    """Before anything is read."""
+    with pytest.raises(tts.Error, match=rf"dtype is '?{dtype}'?, but must be float32, bfloat16 or int8"):
+        tts.load("no-such-folder", dtype)
+
+
 def test_what_can_be_listened_to(model, voice, tmp_path):
     """A recording, samples, a Voice file; an emotion likewise."""
     tts.save_voice(tmp_path / "voice.safetensors", voice)

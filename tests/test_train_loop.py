@@ -1,6 +1,7 @@
 """The loop: what a step does, and that a run loses nothing."""
 
 import json
+import math
 import os
 import random
 import re
@@ -272,7 +273,10 @@ def test_options_and_sizes_that_do_not_fit_are_named(folder, tmp_path):
         ("gpt", {"remat": 1}, "1, but must be true or false"),
         ("flow", {"early": "x"}, "'x', but must be a number of at least 0"),
         ("flow", {"content": -1.0}, "-1.0, but must be a number of at least 0"),
-        ("flow", {"prompt": True}, "True, but must be a number of at least 0"),
+        ("flow", {"prompt": True}, "True, but must be a number from 0 to 1"),
+        ("flow", {"prompt": 1.5}, "1.5, but must be a number from 0 to 1"),
+        ("gpt", {"corrupt": 2}, "2, but must be a number from 0 to 1"),
+        ("flow", {"early": math.inf}, "inf, but must be a number of at least 0"),
     ):
         with pytest.raises(Error, match=re.escape(f"loss.{next(iter(loss))} is {said}")):
             run(folder, tmp_path / "run", stage, replace(SETTINGS, loss=loss))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from indextts_jax.errors import Error, short
 from indextts_jax.models.layers import dtype_of, quantize
 
 # In the order of the data; each is a file here, a field of Config and a checkpoint of a converted model.
@@ -27,6 +28,17 @@ _WIDE = re.compile(r"(\w+_)?norm(_\d+)?|depthwise|activation(_\d+)?|statistics|p
 def default_dtype(platform: str | None = None) -> str:
     """What weights and computation are in unless asked otherwise: float32 on a CPU, bfloat16 on GPU and TPU."""
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+
+
+def asked(dtype: Any) -> jnp.dtype:
+    """What weights are asked for in, or else the default. Raises Error for what is no dtype of weights."""
+    try:
+        found = jnp.dtype(dtype or default_dtype())
+    except TypeError:
+        found = jnp.dtype(bool)
+    if found not in (jnp.float32, jnp.bfloat16, jnp.int8):
+        raise Error(f"dtype is {short(dtype)}, but must be float32, bfloat16 or int8")
+    return found
 
 
 def computing(dtype: Any, platform: str | None = None) -> jnp.dtype:

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -324,13 +324,17 @@ def _check_loss(recipe: Recipe, settings: Settings) -> None:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has none"
             raise Error(f"loss.{name} is no option of this stage's loss, which {has}; remove it")
-        if choices := get_args(known[name].annotation):
+        annotation = known[name].annotation
+        if get_origin(annotation) is Literal:
+            choices = get_args(annotation)
             good, kind = value in choices, f"one of {', '.join(choices)}"
         elif isinstance(known[name].default, bool):
             good, kind = isinstance(value, bool), "true or false"
         else:
-            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-            kind = "a number of at least 0"
+            share = get_origin(annotation) is Annotated
+            most = 1.0 if share else sys.float_info.max
+            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+            kind = "a number from 0 to 1" if share else "a number of at least 0"
         if not good:
             raise Error(f"loss.{name} is {short(value)}, but must be {kind}")
 

@@ -12,7 +12,7 @@ E semantic width, D width of the GPT, V code vocabulary, K content width.
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,7 @@ def _each(key: Array, rows: int) -> Array:
 
 TEXT_WEIGHT, CODE_WEIGHT = 0.2, 0.8
 Positions = Literal["second_pass", "decoding", "both"]
+Share = Annotated[float, "from 0 to 1"]
 _CORRUPT = 1  # a purpose of a row's key, beside what `skipped` draws of the key itself
 
 
@@ -76,7 +77,7 @@ class GPTBatch(NamedTuple):
 
 def gpt(
     params: Params, cfg: Config, batch: GPTBatch, key: Array, positions: Positions = "second_pass", remat: bool = False,
-    corrupt: float = 0.0,
+    corrupt: Share = 0.0,
 ) -> Loss:  # fmt: skip
     """Cross-entropy of the codes (0.8) and of the text (0.2), each with its stop: means over all their tokens.
 
@@ -157,7 +158,7 @@ class FlowDraw(NamedTuple):
     dropped: Array  # [B] bool: whether the row is without its conditions
 
 
-def flow_draw(cfg: Config, batch: FlowBatch, key: Array, early: float = 1.0, prompt: float = 1.0) -> FlowDraw:
+def flow_draw(cfg: Config, batch: FlowBatch, key: Array, early: float = 1.0, prompt: Share = 1.0) -> FlowDraw:
     """A time, noise, a prompt (none in a tenth of the rows), and whether the conditions are dropped (in a tenth).
 
     early: the power of a uniform number that the time is; prompt: the largest part of a row that is its prompt's.
@@ -172,7 +173,7 @@ def flow_draw(cfg: Config, batch: FlowBatch, key: Array, early: float = 1.0, pro
 
 def flow(
     params: Params, cfg: Config, batch: FlowBatch, key: Array, content: float = 0.0, early: float = 1.0,
-    prompt: float = 1.0,
+    prompt: Share = 1.0,
 ) -> Loss:  # fmt: skip
     """Conditional flow matching (arXiv:2210.02747) as seed-vc trains this network (arXiv:2411.09943): `flow_given`
     of what is drawn from the key. early, prompt: `flow_draw`.

@@ -150,7 +150,7 @@ def latents(params: Params, cfg: Config, given: losses.GPTBatch) -> Array:
 
 def flow_loss(
     params: Params, cfg: Config, rows: FlowRows, key: Array, content: float = 0.0, early: float = 1.0,
-    prompt: float = 1.0,
+    prompt: losses.Share = 1.0,
 ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
     """`losses.flow` on the latents that the GPT makes of the codes, through which no gradient goes."""
     given = rows.given
