@@ -51,7 +51,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     from indextts import infer_v2_5 as module
     from indextts.utils import nemo_tn
     import nemo_text_processing.text_normalization.normalize as nemo
-    nemo.Normalizer = functools.partial(nemo.Normalizer, cache_dir=grammars or None)
+    nemo.Normalizer.__init__ = functools.partialmethod(nemo.Normalizer.__init__, cache_dir=grammars or None)
     self = object.__new__(module.IndexTTS2)
     self.tokenizer = module.get_tokenizer(multilingual=True, model_dir=folder)
     self.ja_text_process = module.JapaneseG2PProcessor(g2p_ratio=0)
