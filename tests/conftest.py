@@ -10,9 +10,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-# Most of the tests' time is compilation, of programs that run for milliseconds: machine code of the lowest effort does.
+from tests import quick
+
 # It is read when JAX is first imported. XLA_FLAGS= tests what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", quick.flags())
 
 import jax
 import pytest

@@ -1,0 +1,26 @@
+"""Programs that are soon compiled: most of the tests' time is compilation, of programs that run for milliseconds."""
+
+import contextlib
+import importlib.util
+import mmap
+from pathlib import Path
+
+# Machine code of the lowest effort, made by XLA's older emitters, each program in one piece.
+QUICK = {
+    "xla_backend_optimization_level": "0",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
+
+
+def flags() -> str:
+    """For XLA_FLAGS: those that this jaxlib has. One that it does not know would end the process."""
+    spec = importlib.util.find_spec("jaxlib")
+    library = Path(spec.origin if spec and spec.origin else "").with_name("libjax_common.so")
+    with (
+        contextlib.suppress(OSError),
+        library.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return " ".join(f"--{name}={value}" for name, value in QUICK.items() if content.find(name.encode()) >= 0)
+    return ""
