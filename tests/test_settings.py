@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from indextts_jax import cli, settings, warmup
+from indextts_jax.cli import defaults
 from indextts_jax.errors import Error
 
 
@@ -123,6 +124,48 @@ def test_an_option_that_excludes_a_setting_takes_its_place(file, model):
     assert parsed("speak", "--text", "a").voice == file.parent / "anna.wav"
     with pytest.raises(SystemExit):
         parsed(*SPEAK, "--speed", 1.5, "--duration", 2)
+
+
+def test_what_settings_turn_on_is_turned_off_by_its_opposite(file, model, capsys):
+    file.write_text(
+        f'model = "{model}"\n[speak]\ngreedy = true\nno_sample = true\nforce = false\n[webui]\nbrowser = false\n'
+    )
+    options = parsed(*SPEAK)
+    assert (options.greedy, options.no_sample, options.force) == (True, True, False)
+    options = parsed(*SPEAK, "--no-greedy", "--sample", "--force")
+    assert (options.greedy, options.no_sample, options.force) == (False, False, True)
+    assert parsed(*SPEAK, "--no-greedy").no_sample
+    assert not parsed("webui").browser
+    assert parsed("webui", "--browser").browser
+    with pytest.raises(SystemExit):  # what is not turned on has no opposite
+        parsed(*SPEAK, "--no-force")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parsed("speak", "--help")
+    assert "without --greedy, which the settings have" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_switch_has_an_opposite(file):
+    """None of which is the name of another option."""
+    switches = [
+        (name, dest, action.default)
+        for name, parser in cli._parser().commands.items()
+        for dest, action in defaults.options_of(parser).items()
+        if action.nargs == 0
+    ]
+    assert len(switches) > 60
+    for name, dest, default in switches:
+        parser = cli._parser().commands[name]
+        before = defaults.apply(parser, name, {name: {dest: not default}})
+        assert before == {dest: default}
+        opposite = parser._actions[-1]
+        assert (opposite.dest, opposite.const) == (dest, default)
+
+
+def test_a_loud_command_of_quiet_settings(file, model):
+    file.write_text(f'model = "{model}"\n[defaults]\nquiet = true\n')
+    options = parsed(*SPEAK, "--no-quiet")
+    assert (options.quiet, options.verbose) == (False, False)
 
 
 def test_settings_that_make_no_sense_with_what_is_typed_are_left_out(file, model):

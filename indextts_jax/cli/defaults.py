@@ -1,7 +1,8 @@
 """The settings of the user as defaults of a command's options: over the options' own, under what is typed.
 
 A value is read by the option's own type, so `steps = 10` in [speak] is what `--steps 10` is. It does not count as
-given: an option that excludes it, or makes no sense with it, takes its place without an error.
+given: an option that excludes it, or makes no sense with it, takes its place without an error. What is turned on so,
+`greedy = true`, has an opposite, `--no-greedy`.
 """
 
 import argparse
@@ -84,18 +85,29 @@ def apply(parser: argparse.ArgumentParser, name: str, content: Mapping[str, Any]
     """Change a parser's defaults: -> those that were, of the options that settings have. Raises SettingsError."""
     values = read_table(parser, name, content)
     before = {}
-    for action in parser._actions:
-        if action.dest in values and action.option_strings:
-            before[action.dest], action.default = action.default, values[action.dest]
-            action.required = False
-            for group in parser._mutually_exclusive_groups:
-                group.required = group.required and action not in group._group_actions
+    for action in [action for action in parser._actions if action.dest in values and action.option_strings]:
+        before[action.dest], action.default = action.default, values[action.dest]
+        action.required = False
+        for group in parser._mutually_exclusive_groups:
+            group.required = group.required and action not in group._group_actions
+        if action.nargs == 0 and action.default != before[action.dest]:
+            _add_opposite(action, before[action.dest])
     return before
+
+
+def _add_opposite(action: argparse.Action, value: bool) -> None:
+    """An option that turns off what settings turn on."""
+    name = action.option_strings[-1].removeprefix("--")
+    action.container.add_argument(  # pyright: ignore[reportAttributeAccessIssue]
+        f"--{name.removeprefix('no-')}" if name.startswith("no-") else f"--no-{name}",
+        dest=action.dest, action="store_const", const=value, default=argparse.SUPPRESS,
+        help=f"without --{name}, which the settings have",
+    )  # fmt: skip
 
 
 def settle(parser: argparse.ArgumentParser, options: argparse.Namespace, before: dict[str, Any]) -> None:
     """After parsing: what settings say gives way to an option that excludes it. The rest is named in `options`."""
-    actions = {action.dest: action for action in parser._actions}
+    actions = {action.dest: action for action in reversed(parser._actions)}  # the opposites are the last of their name
     options.from_settings = {
         name: default for name, default in before.items() if getattr(options, name) is actions[name].default
     }
