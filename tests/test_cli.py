@@ -457,6 +457,13 @@ def test_sizes_that_cannot_be_made_are_refused(tmp_path, capsys, monkeypatch, si
     assert f"--random-init {path}: {message}" in line
 
 
+def test_adapters_of_random_weights_are_refused(tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    given = "--random-init", FIXTURES / "tiny" / "config.yaml", "--lora", "own.safetensors"
+    line = refused(capsys, out, "speak", *given, "--voice", VOICE, "--text", "a", "--output", out)
+    assert "--lora own.safetensors: belongs to a model, not to random weights" in line
+
+
 def test_bad_texts_are_refused(converted, tmp_path, capsys):
     out = tmp_path / "out.wav"
     (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))

@@ -291,6 +291,9 @@ def _model_and_text(
     from indextts_jax import checkpoint
 
     if options.random_init:
+        forget(options, "lora")
+        if options.lora:
+            raise Error(f"--lora {options.lora}: belongs to a model, not to random weights; leave out --random-init")
         return _random(options, text)
     analysis = analyse(options, text)
     cfg, _ = checkpoint.read_description(options.model)
