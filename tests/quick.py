@@ -1,6 +1,5 @@
 """Programs that are soon compiled: most of the tests' time is compilation, of programs that run for milliseconds."""
 
-import contextlib
 import importlib.util
 import mmap
 from pathlib import Path
@@ -16,11 +15,7 @@ QUICK = {
 def flags() -> str:
     """For XLA_FLAGS: those that this jaxlib has. One that it does not know would end the process."""
     spec = importlib.util.find_spec("jaxlib")
-    library = Path(spec.origin if spec and spec.origin else "").with_name("libjax_common.so")
-    with (
-        contextlib.suppress(OSError),
-        library.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return " ".join(f"--{name}={value}" for name, value in QUICK.items() if content.find(name.encode()) >= 0)
+    for library in Path(spec.origin).parent.glob("*jax_common.*") if spec and spec.origin else ():
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return " ".join(f"--{name}={value}" for name, value in QUICK.items() if content.find(name.encode()) >= 0)
     return ""
