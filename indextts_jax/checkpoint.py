@@ -250,8 +250,11 @@ def text_kind(cfg: Config) -> tuple[type[FrontEnd], str]:
 
 
 def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
-    """What reads emotions off texts: Qwen and its tokenizer, not the rest. Raises NotFound and ModelError."""
-    folder = Path(folder)
+    """What reads emotions off texts: Qwen and its tokenizer, not the rest.
+
+    dtype: as `model.load` has it. Raises NotFound and ModelError, and Error for another dtype.
+    """
+    folder, kind = Path(folder), models.asked(dtype)
     cfg, _ = read_description(folder)
     path = folder / "tokenizer.json"
     if cfg.qwen3 is None or not path.is_file():
@@ -261,7 +264,7 @@ def load_reader(folder: str | Path, dtype: Any = None) -> Reader:
         )
     _check(folder, path.name)
     tokenizer = read_tokenizer(path)
-    return Reader(restore(folder, "qwen3", cfg.qwen3, models.asked(dtype)), cfg.qwen3, tokenizer)
+    return Reader(restore(folder, "qwen3", cfg.qwen3, kind), cfg.qwen3, tokenizer)
 
 
 def read_tokenizer(path: Path) -> Any:

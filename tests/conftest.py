@@ -12,7 +12,7 @@ from typing import Any
 
 from tests import quick
 
-# It is read when JAX is first imported. XLA_FLAGS= tests what users run.
+# XLA_FLAGS is read when JAX is first imported. Set, but empty, it tests what users run.
 os.environ.setdefault("XLA_FLAGS", quick.flags())
 
 import jax

@@ -10,7 +10,7 @@ import pytest
 
 import indextts_jax as tts
 from debug.golden import FIXTURES
-from indextts_jax import audio, pipeline
+from indextts_jax import audio, checkpoint, pipeline
 from indextts_jax.decoding import Sampling
 
 pytestmark = pytest.mark.whole
@@ -50,8 +50,9 @@ def test_lists_and_what_goes_with_them(model, voice):
 @pytest.mark.parametrize("dtype", ["int16", "float16", "half precision", 3])
 def test_weights_in_another_dtype_are_refused(dtype):
     """Before anything is read."""
-    with pytest.raises(tts.Error, match=rf"dtype is '?{dtype}'?, but must be float32, bfloat16 or int8"):
-        tts.load("no-such-folder", dtype)
+    for load in (tts.load, checkpoint.load_reader):
+        with pytest.raises(tts.Error, match=rf"dtype is '?{dtype}'?, but must be float32, bfloat16 or int8"):
+            load("no-such-folder", dtype)
 
 
 def test_what_can_be_listened_to(model, voice, tmp_path):

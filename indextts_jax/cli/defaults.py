@@ -82,16 +82,19 @@ def check_tables(parsers: Mapping[str, argparse.ArgumentParser], content: Mappin
 
 
 def apply(parser: argparse.ArgumentParser, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Change a parser's defaults: -> those that were, of the options that settings have. Raises SettingsError."""
-    values = read_table(parser, name, content)
-    before = {}
-    for action in [action for action in parser._actions if action.dest in values and action.option_strings]:
-        before[action.dest], action.default = action.default, values[action.dest]
+    """Change a parser's defaults, and give what is turned on its opposite: -> the defaults that were.
+
+    Those of the options that settings have. Raises SettingsError.
+    """
+    known, before = options_of(parser), {}
+    for dest, value in read_table(parser, name, content).items():
+        action = known[dest]
+        before[dest], action.default = action.default, value
         action.required = False
         for group in parser._mutually_exclusive_groups:
             group.required = group.required and action not in group._group_actions
-        if action.nargs == 0 and action.default != before[action.dest]:
-            _add_opposite(action, before[action.dest])
+        if action.nargs == 0 and value != before[dest]:
+            _add_opposite(action, before[dest])
     return before
 
 

@@ -164,7 +164,10 @@ def model_folder(text: str) -> Path:
 
 CODE_RATE = "50 a second, or 25 with IndexTTS-2.5"
 MODEL_HELP = f"folder that `indextts-jax convert` made, its name in the settings, or {embedded.NAME}: a small voice"
-_OF_SETTINGS = "that of the settings"
+
+
+def _model_help(falls_back: bool) -> str:
+    return f"{MODEL_HELP} (default: that of the settings{f', else {embedded.NAME}' if falls_back else ''})"
 
 
 def add_model(parser: Parser, group: Any = None, falls_back: bool = True) -> None:
@@ -172,19 +175,15 @@ def add_model(parser: Parser, group: Any = None, falls_back: bool = True) -> Non
 
     falls_back: to the embedded model where none is named.
     """
-    otherwise = f"{_OF_SETTINGS}, else {embedded.NAME}" if falls_back else _OF_SETTINGS
     parser.model = (group or parser).add_argument(
-        "--model", type=model_folder, metavar="DIR", help=f"{MODEL_HELP} (default: {otherwise})"
+        "--model", type=model_folder, metavar="DIR", help=_model_help(falls_back)
     )
     parser.needs_model, parser.falls_back = True, falls_back
 
 
 def add_model_place(parser: Parser, group: Any, needed: bool = True) -> None:
     """The same as an argument that may be left out; needed: it cannot do without any."""
-    otherwise = f"{_OF_SETTINGS}, else {embedded.NAME}" if needed else _OF_SETTINGS
-    parser.model = group.add_argument(
-        "model", nargs="?", type=model_folder, metavar="MODEL", help=f"{MODEL_HELP} (default: {otherwise})"
-    )
+    parser.model = group.add_argument("model", nargs="?", type=model_folder, metavar="MODEL", help=_model_help(needed))
     parser.needs_model = parser.falls_back = needed
 
 

@@ -331,10 +331,11 @@ def _check_loss(recipe: Recipe, settings: Settings) -> None:
         elif isinstance(known[name].default, bool):
             good, kind = isinstance(value, bool), "true or false"
         else:
-            share = get_origin(annotation) is Annotated
-            most = 1.0 if share else sys.float_info.max
+            most, kind = sys.float_info.max, "a number of at least 0"
+            if get_origin(annotation) is Annotated:
+                _, most = get_args(annotation)
+                kind = f"a number from 0 to {most}"
             good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
-            kind = "a number from 0 to 1" if share else "a number of at least 0"
         if not good:
             raise Error(f"loss.{name} is {short(value)}, but must be {kind}")
 

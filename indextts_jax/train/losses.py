@@ -60,7 +60,7 @@ def _each(key: Array, rows: int) -> Array:
 
 TEXT_WEIGHT, CODE_WEIGHT = 0.2, 0.8
 Positions = Literal["second_pass", "decoding", "both"]
-Share = Annotated[float, "from 0 to 1"]
+Share = Annotated[float, 1]  # and the most that it may be
 _CORRUPT = 1  # a purpose of a row's key, beside what `skipped` draws of the key itself
 
 
