@@ -90,7 +90,7 @@ class Attack:
 
     def round(self, number: int, rng: random.Random, written: float = 0.7) -> tuple[int, str, list[str]]:
         """Run the command and send a signal: -> its status, when the signal came, and what is wrong then."""
-        before, begin = self.size(), time.perf_counter()
+        before, found, begin = self.size(), self.left_over(), time.perf_counter()
         process = self.start()
         try:
             if rng.random() < written:  # when a few items more are written than before, and a little later
@@ -106,12 +106,10 @@ class Attack:
         finally:
             process.kill()
         status, faults = process.returncode, self.faults()
-        if status in (0, 128 + number):
-            faults += self.left_over()
         if status == 0:
-            faults += self.complete()
-        elif status == 128 + number:
-            faults += self.unfinished(before)
+            faults += self.left_over() + self.complete()
+        elif status == 128 + number:  # what a killed one left of an item goes when that item is written again
+            faults += [left for left in self.left_over() if left not in found] + self.unfinished(before)
         if status not in (0, 128 + number, -number):
             faults.append(f"status {status}: {said[-500:]}")
         return status, f"after {after:5.2f} s with {self.done()} of {len(self.ids)} done", faults
@@ -142,11 +140,13 @@ class Attack:
         return faults
 
     def left_over(self) -> list[str]:
-        """What a process that came to its own end has left."""
-        known = {"journal.jsonl", "summary.json", *self.expected}
+        """What is neither an output nor what a whole job leaves beside them; of `.writing`, each name in it."""
+        known = {"journal.jsonl", "summary.json", ".writing", *self.expected}
         found = [path for path in self.folder.rglob("*") if path.parent.name != ".voices" and path.name != ".voices"]
         found += self.folder.rglob(".voices/.*")
-        return [f"{path} was left" for path in found if path.name not in known]
+        found = [path for path in found if path.name not in known]
+        found += [path / name for path in self.folder.glob(".writing") for name in path.read_text().split() or [""]]
+        return [f"{path} was left" for path in found]
 
     def complete(self) -> list[str]:
         """What is missing after a run that says that all is done."""

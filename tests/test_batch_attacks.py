@@ -96,6 +96,45 @@ def test_merging_says_what_is_missing(job, capsys):
     assert "1 of 1 items are done" in capsys.readouterr().out
 
 
+def test_an_interrupted_run_answers_for_what_it_left_itself(tmp_path):
+    """Not for what one that was killed before it left, of items that it did not come to."""
+
+    class Ending(Attack):
+        def __init__(self):
+            self.folder, self.ids, self.expected, self.seconds = tmp_path, [], {}, 0.0
+            self.returncode = 128 + signal.SIGINT
+
+        def start(self, stderr=None):
+            return self
+
+        def wait(self):
+            return self.returncode
+
+        def poll(self):
+            return None
+
+        def kill(self):
+            pass
+
+        def send_signal(self, number):
+            for name, content in leaves.items():
+                (tmp_path / name).write_text(content)
+
+        def communicate(self, timeout):
+            return "", ""
+
+    def faults() -> list[str]:
+        _, _, found = Ending().round(signal.SIGINT, random.Random(0), written=0.0)
+        return [fault.removeprefix(f"{tmp_path}/") for fault in found]
+
+    (tmp_path / ".a.wav.7.00.tmp").touch()
+    (tmp_path / ".writing").write_text("a.wav\n")
+    leaves = {}
+    assert faults() == []
+    leaves = {".b.wav.8.00.tmp": "", ".writing": "a.wav\nb.wav\n"}
+    assert faults() == [".b.wav.8.00.tmp was left", ".writing/b.wav was left"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("INDEXTTS_LONG" not in os.environ, reason="takes some minutes: set INDEXTTS_LONG to run it")
 def test_kills_and_signals_at_random_moments(converted, tmp_path, monkeypatch):
