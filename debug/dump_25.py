@@ -109,7 +109,7 @@ def imported(reference: Path) -> Any:
     return importlib.import_module("indextts.infer_v2_5")
 
 
-def build(options: argparse.Namespace) -> tuple[Any, Any, int]:
+def build(options: argparse.Namespace, device: str = "cpu") -> tuple[Any, Any, int]:
     """The reference's system with the weights of `options.model_dir`: -> (it, torch, its semantic width)."""
     import torch
 
@@ -126,7 +126,7 @@ def build(options: argparse.Namespace) -> tuple[Any, Any, int]:
     infer.nemo_text_normalize = lambda text, language: text
     infer.get_tokenizer = lambda **_: SimpleNamespace(encode=lambda text, **_: options.ids[int(text.split()[-1])])
     tts = infer.IndexTTS2(
-        cfg_path=str(options.model_dir / "config.yaml"), model_dir=str(options.model_dir), device="cpu",
+        cfg_path=str(options.model_dir / "config.yaml"), model_dir=str(options.model_dir), device=device,
         use_cuda_kernel=False,
     )  # fmt: skip
     tts.split_text_by_tokens = lambda *_: [str(i) for i in range(len(options.ids))]

@@ -1,8 +1,9 @@
 """How long the PyTorch reference takes, stage by stage; `debug.bench_reference` runs it.
 
-It runs in the environment of the reference, like dump_python.py, whose checks and hooks it shares. Once it is warm, it
-runs again for every line on standard input, so that whoever asks can time something else in between. Each time one line
-of JSON comes out, beside what the reference prints: the seconds of every repetition so far, by stage.
+It runs in the environment of the reference, like dump_python.py and dump_25.py, which build it: IndexTTS-2.5 where the
+model folder has its codec.pth, else IndexTTS-2. Once warm, it runs again for every line on standard input, so that
+whoever asks can time something else in between. Each time one line of JSON comes out, beside what the reference prints:
+the seconds of every repetition so far, by stage.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dump_25
 import dump_python
 from dump_python import Refusal, wrap
 
@@ -33,8 +35,9 @@ def main() -> int:
     options.emotion_audio = options.emotion_text = options.output = None
     options.text, options.max_codes = "A", options.codes
     try:
-        config = dump_python._check(options)
-        for found in measure(options, config):
+        newer = (options.model_dir / "codec.pth").is_file()
+        tts, torch, speak = _of_25(options) if newer else _of_2(options)
+        for found in measure(tts, torch, speak, options):
             print(json.dumps(found), flush=True)
     except Refusal as refusal:
         print(f"time_python.py: error: {' '.join(str(refusal).split())}", file=sys.stderr)
@@ -42,9 +45,24 @@ def main() -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _of_2(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """IndexTTS-2 with `options.pieces` pieces of text: -> the system, torch, what speaks once."""
+    tts, torch, _, _ = dump_python.build(options, dump_python._check(options))
+    wrap(tts.tokenizer, "tokenize", lambda original, text: original(text)[:1] * options.pieces)
+    more = {"num_beams": options.beams, "max_mel_tokens": options.codes}
+    return tts, torch, lambda: tts.infer_generator(str(options.speaker), options.text, None, **more)
+
+
+def _of_25(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """The same of IndexTTS-2.5."""
+    options.ids = [[2 + piece for piece in range(options.pieces)]]
+    tts, torch, _ = dump_25.build(options, options.device)
+    more = {"num_beams": options.beams, "max_mel_tokens": options.codes}
+    return tts, torch, lambda: tts.infer_generator(str(options.speaker), "ids", None, "en", **more)
+
+
+def measure(tts: Any, torch: Any, speak: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run the reference once to warm up, then for every line on standard input with a clock at every stage."""
-    tts, torch, _, _ = dump_python.build(options, config)
     kaldi: Any = importlib.import_module("torchaudio.compliance.kaldi")
     gpt, models = tts.gpt, tts.s2mel.models
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -68,27 +86,27 @@ def measure(options: argparse.Namespace, config: dict[str, Any]) -> Iterator[dic
 
     with torch.no_grad():
         gpt.mel_head.bias[tts.stop_mel_token] = -1e4
-    wrap(tts.tokenizer, "tokenize", lambda original, text: original(text)[:1] * options.pieces)
     for owner, attribute, stage in (
         (tts, "extract_features", "w2v-BERT"), (tts, "get_emb", "w2v-BERT"),
         (tts.semantic_codec, "quantize", "RepCodec"),
         (kaldi, "fbank", "CAMPPlus"), (tts.campplus_model, "forward", "CAMPPlus"), (tts, "mel_fn", "mel"),
         (gpt, "get_conditioning", "conditioners"),
         (gpt, "merge_emovec", "conditioners"), (gpt, "inference_speech", "codes"), (gpt, "forward", "second pass"),
-        (models["gpt_layer"], "forward", "content"), (models["length_regulator"], "forward", "content"),
+        (models["length_regulator"], "forward", "content"),
         (tts.semantic_codec.quantizer, "vq2emb", "content"), (models["cfm"], "inference", "flow"),
         (tts.bigvgan, "forward", "BigVGAN"),
     ):  # fmt: skip
         clock(owner, attribute, stage)
+    if "gpt_layer" in models:
+        clock(models["gpt_layer"], "forward", "content")
+    else:
+        clock(tts.semantic_codec, "decode", "codec's decoder")
     found: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "stages": seconds}
     while True:
         now.clear()
         tts.cache_spk_cond = tts.cache_emo_cond = None  # so that it listens again
         begin = time.perf_counter()
-        rate, wave = next(
-            tts.infer_generator(str(options.speaker), options.text, None, num_beams=options.beams,
-                                max_mel_tokens=options.codes)
-        )  # fmt: skip
+        rate, wave = next(speak())
         now["whole chain"] = time.perf_counter() - begin
         if "audio_s" in found:  # it was warm
             for stage, taken in now.items():

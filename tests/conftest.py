@@ -1,8 +1,10 @@
 """Strict dtype and rank promotion, and the tiny checkpoint, converted once per run."""
 
 import contextlib
+import ctypes
 import gc
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from indextts_jax.model import Model, load
 from indextts_jax.voice import Voice, listen
 from tests import small
 
+KEPT = 3 << 30  # bytes of memory in which a worker keeps programs from file to file
 # Programs are shared between tests, workers and runs.
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
@@ -114,10 +117,21 @@ def levels() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def caches() -> Iterator[None]:
-    """The programs of a file go with it: what another one needs, too, is read from the disk."""
+    """The programs of a file serve those that follow, until they take too much memory; then they are read again."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if _resident() > KEPT:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # where glibc would keep it
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> float:
+    """Bytes of memory that this process has now, or infinity where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return math.inf
 
 
 @pytest.fixture(scope="session")

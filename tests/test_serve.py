@@ -38,6 +38,7 @@ from indextts_jax.serve.service import Closing, Full, Service, Speaking
 from indextts_jax.timing import Stopwatch
 from indextts_jax.voice import save_voice
 from tests import small
+from tests.conftest import COMPILED
 from tests.test_cli import misused, refused
 
 pytestmark = pytest.mark.whole
@@ -787,7 +788,7 @@ def test_programs_are_made_before_it_is_ready(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_what_is_under_way(converted, folder, tmp_path, number):
+def test_a_signal_finishes_what_is_under_way(converted, folder, number):
     """Exit status 0, or 130 for Ctrl-C; a request under way is answered whole, a new one is refused with 503."""
     command = [
         sys.executable, "-m", "indextts_jax.cli", "serve", "--model", converted, "--voices", folder, "--port", 0,
@@ -795,7 +796,7 @@ def test_a_signal_finishes_what_is_under_way(converted, folder, tmp_path, number
     ]  # fmt: skip
     with subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "INDEXTTS_CACHE": str(tmp_path / "cache")},
+        env={**os.environ, "INDEXTTS_CACHE": str(COMPILED)},
     ) as process:  # fmt: skip
         try:
             address = process.stdout.readline().split()[-1]
