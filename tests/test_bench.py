@@ -20,7 +20,7 @@ from indextts_jax.bench.chain import Setting, run
 from indextts_jax.bench.machine import Machine
 from indextts_jax.model import load
 from indextts_jax.models import gpt, w2vbert
-from indextts_jax.stages import STAGES
+from indextts_jax.stages import ALL, STAGES
 from tests.small import GPT, W2VBERT, normal, parameters
 
 pytestmark = pytest.mark.whole
@@ -131,6 +131,22 @@ def test_report(figures):
         old["run_s"] *= 3
     [line] = [line for line in report.table(result, earlier).splitlines() if line.startswith("| flow ")]
     assert line.endswith("| 3.00x |")
+
+
+def test_the_references_seconds_stand_beside_ours(figures):
+    """Of a stage that it does not have, ours stands alone; of one that neither has, nothing."""
+    _, chain, stages = figures
+    seconds = {"flow": [2.0, 4.0, 9.0], "codes": [1.0], "whole chain": [10.0]}
+    timed = {"torch": "9.9", "threads": 2, "stages": seconds, "audio_s": 1.0}
+    result = report.report(MACHINE, [dataclasses.replace(chain, reference=timed)], stages)
+    own = {row["name"]: row["run_s"] for row in result["stages"]}
+    flow = sum(own[name] for name in report.GROUPS["flow"])
+    lines = report.beside(result)
+    assert f"| flow | {flow:.3f} | 4.000 | {flow / 4:.2f} |" in lines
+    assert f"| second pass | {own['second pass']:.3f} | | |" in lines
+    assert not any(line.startswith("| codec's decoder ") for line in lines)
+    assert lines[-1].startswith("| whole chain | ")
+    assert {name for names in report.GROUPS.values() for name in names} <= set(ALL)
 
 
 def grown(figures, **sizes):

@@ -15,11 +15,12 @@ from indextts_jax.stages import ALL
 GROUPS = {
     "w2v-BERT": ("w2v-BERT features", "w2v-BERT"), "RepCodec": ("RepCodec",),
     "CAMPPlus": ("CAMPPlus features", "CAMPPlus"), "mel": ("mel",),
-    "conditioners": ("speaker latents", "emotion vector"),
+    "conditioners": ("speaker latents", "style latents", "emotion vector"),
     "codes": (
         "prefix", "empty cache", "prefill", "admission", "decoding", "more cache", "winning codes",
     ),
     "second pass": ("second pass",),
+    "codec's decoder": ("restored features",),
     "content": ("prompt content", "code embeddings", "content"),
     "flow": ("noise", "joining prompt and target", "flow"), "BigVGAN": ("BigVGAN",),
 }  # fmt: skip
@@ -112,8 +113,11 @@ def beside(result: dict[str, Any]) -> list[str]:
         lines += ["", f"beside PyTorch {other['torch']}, {other['threads']} threads, {chain['beams']} beams", ""]
         lines += ["| stage | ours, s | reference, s | ratio |", "|---|---|---|---|"]
         for name, ours in rows:
-            theirs = float(np.median(other["stages"][name]))
-            lines.append(f"| {name} | {ours:.3f} | {theirs:.3f} | {ours / theirs:.2f} |")
+            if seconds := other["stages"].get(name):
+                theirs = float(np.median(seconds))
+                lines.append(f"| {name} | {ours:.3f} | {theirs:.3f} | {ours / theirs:.2f} |")
+            elif ours:  # not a stage of both versions
+                lines.append(f"| {name} | {ours:.3f} | | |")
     return lines
 
 
