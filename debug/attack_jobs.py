@@ -145,7 +145,7 @@ class Attack:
         found = [path for path in self.folder.rglob("*") if path.parent.name != ".voices" and path.name != ".voices"]
         found += self.folder.rglob(".voices/.*")
         found = [path for path in found if path.name not in known]
-        found += [path / name for path in self.folder.glob(".writing") for name in path.read_text().split() or [""]]
+        found += [path / name for path in self.folder.glob(".writing") for name in batch._writing(path) or [""]]
         return [f"{path} was left" for path in found]
 
     def complete(self) -> list[str]:

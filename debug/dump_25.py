@@ -111,12 +111,19 @@ def imported(reference: Path) -> Any:
 
 def build(options: argparse.Namespace, device: str = "cpu") -> tuple[Any, Any, int]:
     """The reference's system with the weights of `options.model_dir`: -> (it, torch, its semantic width)."""
+    paths = {
+        "gpt": "gpt.pth",
+        "s2mel": "s2mel.pth",
+        "codec": "codec.pth",
+        "campplus": dump_python.AUXILIARY["campplus"],
+    }
+    for path in ("config.yaml", *paths.values()):
+        if not (options.model_dir / path).is_file():
+            raise dump_python.Refusal(f"{options.model_dir / path} is missing")
     import torch
 
     infer = imported(options.reference)
-    paths = {"gpt": "gpt.pth", "s2mel": "s2mel.pth", "campplus": dump_python.AUXILIARY["campplus"]}
     states = {name: dump_python.tensors(torch, options.model_dir / path) for name, path in paths.items()}
-    states["codec"] = dump_python.tensors(torch, options.model_dir / "codec.pth")
     width = dump_python.fit_sizes(torch, infer, states)
     nothing = SimpleNamespace(
         clean_pattern=re.compile(r"(?!)"), normalize=str, load=lambda: None, load_glossary_from_yaml=lambda path: None

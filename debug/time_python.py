@@ -36,8 +36,7 @@ def main() -> int:
     options.text, options.max_codes = "A", options.codes
     try:
         newer = (options.model_dir / "codec.pth").is_file()
-        tts, torch, speak = _of_25(options) if newer else _of_2(options)
-        for found in measure(tts, torch, speak, options):
+        for found in measure(*(_of_25 if newer else _of_2)(options), options):
             print(json.dumps(found), flush=True)
     except Refusal as refusal:
         print(f"time_python.py: error: {' '.join(str(refusal).split())}", file=sys.stderr)
@@ -45,23 +44,21 @@ def main() -> int:
     return 0
 
 
-def _of_2(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """IndexTTS-2 with `options.pieces` pieces of text: -> the system, torch, what speaks once."""
+def _of_2(options: argparse.Namespace) -> tuple[Any, Any, tuple[Any, ...]]:
+    """IndexTTS-2 with `options.pieces` pieces of text: -> the system, torch, what it is given after the recording."""
     tts, torch, _, _ = dump_python.build(options, dump_python._check(options))
     wrap(tts.tokenizer, "tokenize", lambda original, text: original(text)[:1] * options.pieces)
-    more = {"num_beams": options.beams, "max_mel_tokens": options.codes}
-    return tts, torch, lambda: tts.infer_generator(str(options.speaker), options.text, None, **more)
+    return tts, torch, (options.text, None)
 
 
-def _of_25(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+def _of_25(options: argparse.Namespace) -> tuple[Any, Any, tuple[Any, ...]]:
     """The same of IndexTTS-2.5."""
-    options.ids = [[2 + piece for piece in range(options.pieces)]]
+    options.ids = [list(range(2, 2 + options.pieces))]
     tts, torch, _ = dump_25.build(options, options.device)
-    more = {"num_beams": options.beams, "max_mel_tokens": options.codes}
-    return tts, torch, lambda: tts.infer_generator(str(options.speaker), "ids", None, "en", **more)
+    return tts, torch, ("ids", None, "en")
 
 
-def measure(tts: Any, torch: Any, speak: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(tts: Any, torch: Any, given: tuple[Any, ...], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run the reference once to warm up, then for every line on standard input with a clock at every stage."""
     kaldi: Any = importlib.import_module("torchaudio.compliance.kaldi")
     gpt, models = tts.gpt, tts.s2mel.models
@@ -106,7 +103,9 @@ def measure(tts: Any, torch: Any, speak: Any, options: argparse.Namespace) -> It
         now.clear()
         tts.cache_spk_cond = tts.cache_emo_cond = None  # so that it listens again
         begin = time.perf_counter()
-        rate, wave = next(speak())
+        rate, wave = next(
+            tts.infer_generator(str(options.speaker), *given, num_beams=options.beams, max_mel_tokens=options.codes)
+        )
         now["whole chain"] = time.perf_counter() - begin
         if "audio_s" in found:  # it was warm
             for stage, taken in now.items():

@@ -107,9 +107,6 @@ def test_an_interrupted_run_answers_for_what_it_left_itself(tmp_path):
         def start(self, stderr=None):
             return self
 
-        def wait(self):
-            return self.returncode
-
         def poll(self):
             return None
 
